@@ -272,7 +272,7 @@ def raw():
     try:
         sock = std.socket(std.AF_INET, std.SOCK_RAW, std.IPPROTO_UDP)
     except PermissionError:
-        pytest.skip(f"{skips.NO_ROOT} open a raw socket")
+        pytest.skip(skips.NO_RAW)
     with sock:
         yield sock
 

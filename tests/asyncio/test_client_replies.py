@@ -12,7 +12,7 @@ import pytest
 from replies import CALL, FEW, MANY, SINGLE, TIMEOUT, Tally, answers, bad_link, number, questions
 from tomada.asyncio import Client
 
-pytestmark = [pytest.mark.usefixtures("runner", "many_descriptors"), pytest.mark.family]
+pytestmark = [pytest.mark.usefixtures("runner", "many_descriptors")]
 
 # The number of tasks that make requests at the same time.
 TASKS = 100

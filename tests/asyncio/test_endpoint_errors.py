@@ -9,6 +9,7 @@ import pytest
 
 import tomada
 from attack import LONGEST, send_from_port_0, vanish
+from skips import NO_RAW
 from support import DEADLINE
 from tomada import socket
 from tomada.asyncio import open_endpoint
@@ -146,7 +147,7 @@ async def test_source_port_0_ends_no_loop(runner):  # noqa: ARG001
 
     async with open_endpoint(("127.0.0.1", 0)) as endpoint:
         if not send_from_port_0(endpoint.get_extra_info("sockname")):
-            pytest.skip("a raw socket requires root")
+            pytest.skip(NO_RAW)
         task = asyncio.create_task(serve())
         async with open_endpoint(remote_addr=endpoint.get_extra_info("sockname")) as client:
             client.send(b"ping")

@@ -12,6 +12,7 @@ import socket as std
 import pytest
 
 import tomada.asyncio
+from skips import NO_IPV6
 from support import open_descriptors
 from tomada import socket
 from tomada.asyncio import _EndpointOptions, _Options
@@ -115,7 +116,7 @@ ACCEPTED = {
 @pytest.mark.parametrize("arguments", ACCEPTED.values(), ids=ACCEPTED)
 def test_valid_arguments_make_the_same_socket(assert_same, arguments, speaks_ipv6):
     if arguments.get("local_addr", ("", 0))[0] == "::1" and not speaks_ipv6:
-        pytest.skip("this machine has no IPv6")
+        pytest.skip(NO_IPV6)
 
     async def case(open_one):
         return described(await open_one(**arguments))

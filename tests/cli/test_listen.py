@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from command import at, captured, run
-from skips import needs
+from skips import NO_IPV6, needs
 from support import DEADLINE
 from tomada import cli
 from tomada._cli import pcap
@@ -226,7 +226,7 @@ PAYLOADS = [b"abc", b"", bytes(range(256)), b"x" * 65_507]
 def capture(request, listening, tmp_path, speaks_ipv6):
     """Send the payloads; return the capture, the senders, and the times before and after."""
     if request.param != "AF_INET" and not speaks_ipv6:
-        pytest.skip("this machine has no IPv6")
+        pytest.skip(NO_IPV6)
     path = tmp_path / "capture.pcap"
     where = {"AF_INET": "127.0.0.1:0", "AF_INET6": "[::1]:0", "both": "[::]:0"}[request.param]
     listener = listening(where, "--pcap", path, "--count", len(PAYLOADS))

@@ -11,14 +11,12 @@ import pytest
 import tomada
 from answering import LONG, Server, same, silence
 from families import LONG as LONG_FORM
-from families import family
 from lines import AtLine
 from support import FREE, open_descriptors
 from tomada._client import pool
 from tomada._client.ports import PORTS
 
 pytestmark = [
-    family,
     pytest.mark.thread_unsafe(reason="only the main thread handles signals"),
     # An exception may come right after a socket was opened, before anything knows it.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),

@@ -14,7 +14,6 @@ from support import Call
 from tomada import Client
 
 pytestmark = [
-    pytest.mark.family,
     pytest.mark.thread_unsafe(reason="it measures the memory of a process"),
 ]
 

@@ -23,7 +23,6 @@ TOO_EARLY = 0.9
 GROUP = 50
 
 
-@pytest.mark.family
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("many_descriptors")
 @pytest.mark.thread_unsafe(reason="it opens as many sockets as it may")

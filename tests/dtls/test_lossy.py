@@ -59,7 +59,6 @@ def assert_lossy(path, ends):
     assert 0.8 * path.received < arrived <= path.received - path.lost
 
 
-@pytest.mark.family
 @pytest.mark.timeout(1800)
 def test_what_arrives_at_five_percent_loss_is_right_and_in_its_session():
     requests = {name: Checked(number, bytes) for number, name in enumerate(KEYS)}

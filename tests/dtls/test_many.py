@@ -11,7 +11,6 @@ from dtls_pairs import psk_client
 from families import LONG
 
 pytestmark = [
-    pytest.mark.family,
     pytest.mark.thread_unsafe(reason="it opens as many sockets as it may"),
 ]
 

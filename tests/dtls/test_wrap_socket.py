@@ -22,6 +22,7 @@ from dtls_pairs import (
     session,
     trusting,
 )
+from skips import NO_GRO
 from support import FORKS, Call, eventually, open_descriptors
 from tomada import Server, dtls, socket
 
@@ -347,7 +348,7 @@ def test_send_many_sends_equal_records_as_one_coalesced_send():
         try:
             raw.setsockopt(std.IPPROTO_UDP, udp_gro, 1)
         except OSError:
-            pytest.skip("the kernel has no UDP_GRO")
+            pytest.skip(NO_GRO)
         near.send_many([bytes(100)] * 10)
         record = 100 + 13 + 8 + 16  # header, nonce and tag of AES-GCM, or less
         assert 10 * 100 < len(raw.recv(1 << 16)) <= 10 * record

@@ -1,46 +1,77 @@
-"""Attacks: the datagrams that anyone can send to a server, and clients that disappear."""
+"""Attacks: the datagrams that anyone can send to a server, and clients that disappear.
 
+The address may be that of a multicast group which the server has joined on the loopback device.
+"""
+
+import ipaddress
 import random
 import socket as std
 import struct
 
+from families import length
+
 LONGEST = 65_507
 
 
-def attack(address, count=200):
+# How many datagrams of each kind an attack sends.
+MANY = length(200, 2_000)
+
+
+def attack(address, count=MANY, *, empty=True):
     """Send a server garbage that must not stop it. Return whether source port 0 was used.
 
-    The kernel may drop some datagrams when the server's buffer is full.
+    The kernel may drop some datagrams when the server's buffer is full. Without ``empty``, none of
+    them is empty.
     """
     numbers = random.Random(count)  # noqa: S311 - the same garbage each time
-    with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
+    with sender(address) as sock:
         sock.connect(address)
         for size in (0, 1, LONGEST):
             for _ in range(3):
-                _send(sock, bytes(size))
+                if size or empty:
+                    _send(sock, bytes(size))
         for _ in range(count):
-            _send(sock, b"")
+            if empty:
+                _send(sock, b"")
             _send(sock, numbers.randbytes(numbers.randrange(1, 600)))
     vanish(address, count)
-    _send_long(address)
+    send_long(address)
     return send_from_port_0(address)
 
 
-def vanish(address, count):
+def attack_again(address, payload=b"15 1"):
+    """Send what a full buffer may have lost of an attack, with a request as the payload."""
+    send_long(address)
+    vanish(address, 20, payload)
+    send_from_port_0(address, payload=payload)
+
+
+def sender(address, kind=std.SOCK_DGRAM, protocol=0):
+    """Open a socket that can send to an address: to groups, by the loopback device."""
+    sock = std.socket(std.AF_INET, kind, protocol)
+    if is_group(address):
+        sock.setsockopt(std.IPPROTO_IP, std.IP_MULTICAST_IF, std.inet_aton("127.0.0.1"))
+    return sock
+
+
+def is_group(address):
+    return ipaddress.ip_address(address[0]).is_multicast
+
+
+def vanish(address, count, payload=b"15 1"):
     """Send from sockets that are closed at once, so that each reply causes an ICMP error."""
     for _ in range(count):
-        with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
+        with sender(address) as sock:
             sock.connect(address)
-            _send(sock, b"15 1")
+            _send(sock, payload)
 
 
-def send_from_port_0(address, count=3):
+def send_from_port_0(address, count=3, payload=b"15 1"):
     """Send from port 0, to which nobody can reply. Return false if this requires root."""
     try:
-        sock = std.socket(std.AF_INET, std.SOCK_RAW, std.IPPROTO_UDP)
+        sock = sender(address, std.SOCK_RAW, std.IPPROTO_UDP)
     except PermissionError:
         return False
-    payload = b"15 1"
     header = struct.pack("!HHHH", 0, address[1], 8 + len(payload), 0)  # 0: without a checksum
     with sock:
         for _ in range(count):
@@ -48,9 +79,9 @@ def send_from_port_0(address, count=3):
     return True
 
 
-def _send_long(address):
+def send_long(address):
     """Send 65,507 bytes of text, and 65,507 bytes that would be longer when converted to text."""
-    with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
+    with sender(address) as sock:
         sock.connect(address)
         for byte in (b"a", b"\xff"):
             _send(sock, byte * LONGEST)

@@ -9,7 +9,9 @@ import struct
 
 import pytest
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="raw sockets require root")
+from skips import NO_RAW
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason=NO_RAW)
 
 # Types and codes of the ICMP messages that a socket reports as an error, for each IP version.
 ICMP_ERRORS = {

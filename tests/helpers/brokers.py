@@ -115,6 +115,15 @@ class NatsServer:
 
         return self.ask(read)
 
+    def last(self, name):
+        """Return the payload of a stream's last message, or None if it has none."""
+
+        async def read(js):
+            last = (await js.stream_info(name)).state.last_seq
+            return (await js.get_msg(name, last)).data if last else None
+
+        return self.ask(read)
+
     def messages(self, name):
         """Return the messages of a stream: subject, headers and payload."""
 

@@ -1,9 +1,13 @@
 """Families of generated tests: short in ``make test``, long in ``make families``.
 
-``TOMADA_LONG=1`` selects the long form.
+``TOMADA_LONG=1`` selects the long form. Only this module reads the variable. Test modules import
+``length`` or ``LONG`` from here, and this import marks their tests.
 """
 
 import os
+import re
+from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -15,7 +19,8 @@ LONG = os.environ.get("TOMADA_LONG") == "1"
 EXAMPLES = 100
 FACTOR = 50
 
-family = pytest.mark.family
+_HELPERS = Path(__file__).parent
+_IMPORTED = re.compile(r"^\s*(?:from|import)\s+(\w+)", re.MULTILINE)
 
 
 def length(short, long=None):
@@ -37,5 +42,21 @@ def mark(items):
     """Mark hypothesis tests, and the tests of modules that have a long form."""
     for item in items:
         generated = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
-        if generated or getattr(getattr(item, "module", None), "length", None) is length:
-            item.add_marker(family)
+        if generated or has_long_form(item.path):
+            item.add_marker(pytest.mark.family)
+
+
+@cache
+def has_long_form(path):
+    """Return whether a module imports this one, directly or through other helpers."""
+    found, seen = [path], set()
+    while found:
+        file = found.pop()
+        if file.suffix != ".py" or file in seen or not file.exists():
+            continue
+        seen.add(file)
+        names = _IMPORTED.findall(file.read_text(encoding="utf-8"))
+        if "families" in names:
+            return True
+        found += [_HELPERS / f"{name}.py" for name in names]
+    return False

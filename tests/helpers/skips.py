@@ -7,6 +7,7 @@ is installed, or if its reason is not in ``ALLOWED`` or does not hold.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import re
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 NO_ROOT = "only root may"
+NO_RAW = f"{NO_ROOT} open a raw socket"
 NO_IPV6 = "this machine has no IPv6"
+NO_GRO = "this kernel has no UDP_GRO"
+NO_IN_USE = "this system cannot say how much memory is in use"
 NO_DTLS = "this build of tomada does not include DTLS"
 HAS_DTLS = hasattr(_core, "DtlsContext")
 
@@ -38,6 +42,7 @@ NO_PACKAGE = re.compile(
     r"(?:could not import |No module named )'([\w.]+)'|^(\S+) is not installed$"
 )
 
+UDP_GRO = 104  # linux/udp.h
 CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
 
 
@@ -63,6 +68,21 @@ def speaks_ipv6():
     return True
 
 
+def has_gro():
+    """Return whether the kernel coalesces received datagrams."""
+    with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
+        try:
+            sock.setsockopt(std.IPPROTO_UDP, UDP_GRO, 1)
+        except OSError:
+            return False
+    return True
+
+
+def knows_memory_in_use():
+    """Return whether ``malloc`` has all memory and says how much is in use: glibc's does."""
+    return not FREE and hasattr(ctypes.CDLL(None), "mallinfo2")
+
+
 def has_fair_queueing():
     """Return whether the kernel has the queueing discipline that knows transmit times."""
     commands = tools.find("unshare"), tools.find("tc")
@@ -81,6 +101,9 @@ def is_privileged():
     return os.geteuid() == 0 and capabilities & wanted == wanted
 
 
+UNKNOWN = "tests/helpers/skips.py does not allow this reason"
+
+
 class Allowed(NamedTuple):
     """A valid reason to skip a test, if a condition holds."""
 
@@ -94,6 +117,8 @@ class Allowed(NamedTuple):
 ALLOWED = [
     Allowed(NO_ROOT, lambda: not is_privileged(), "only root may make networks"),
     Allowed(NO_IPV6, lambda: not speaks_ipv6(), "the kernel decides"),
+    Allowed(NO_GRO, lambda: not has_gro(), "Linux has it since 5.0"),
+    Allowed(NO_IN_USE, lambda: not knows_memory_in_use(), "the C library decides"),
     Allowed(NO_DTLS, lambda: not HAS_DTLS, "TOMADA_DTLS=no leaves it out"),
     Allowed(
         "this kernel has no fair queueing",
@@ -238,7 +263,7 @@ def why_not(reason):
     for allowed in ALLOWED:
         if re.match(allowed.reason, reason):
             return None if allowed.holds() else "but that is not so"
-    return "tests/helpers/skips.py does not allow this reason"
+    return UNKNOWN
 
 
 def summary(reasons):

@@ -1,6 +1,6 @@
 """Random calls on both modules: equal results, equal exceptions, and no call hangs.
 
-``TOMADA_LONG=1`` runs many more of them.
+The long form makes many more of them, others in each run.
 """
 
 import errno
@@ -13,12 +13,12 @@ import termios
 
 import pytest
 
+from families import LONG, length
 from parity import Side
 from support import DEADLINE, Call, eventually, fill, sleeps_in_the_kernel
 from tomada import socket
 
-LONG = bool(os.environ.get("TOMADA_LONG"))
-SEQUENCES = 4000 if LONG else 60
+SEQUENCES = length(60)
 STEPS = 14
 SOON = 0.01
 LIMITS = {0: struct.pack("ll", 0, 0), SOON: struct.pack("ll", 0, 10_000)}
@@ -213,7 +213,6 @@ def play(module, family, steps):
         return [player.play(step) for step in steps]
 
 
-@pytest.mark.timeout(3600 if LONG else 120)
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_random_calls_have_the_same_outcome_with_both_modules(family):
     base = random.SystemRandom().randrange(2**32) if LONG else 1234

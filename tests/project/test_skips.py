@@ -1,6 +1,9 @@
 """Runs that skip tests, and the program that installs the required tools."""
 
+import ast
+import functools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +12,17 @@ import pytest
 
 import skips
 import tools
+from skips import UNKNOWN
 from support import HELPERS
 
 pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
 
 TESTS = Path(__file__).parents[1]
+
+SKIPS = re.compile(r"(pytest\.)?(mark\.)?(skip|skipif|importorskip)")
+
+# Tests that continuous integration must not skip.
+REQUIRED = {"the load generator is not built: make test builds it"}
 
 MODULE = """
 import pytest, tools
@@ -88,12 +97,73 @@ def test_why_not_judges_each_reason(monkeypatch, reason, wrong):
 def test_every_allowed_reason_is_explained_and_used(allowed):
     assert allowed.why
     assert isinstance(allowed.holds(), bool)
-    own = {"skips.py", "test_skips.py"}
-    paths = [path for path in TESTS.glob("*/*.py") if path.name not in own]
-    sources = [path.read_text(encoding="utf-8") for path in paths]
-    words = allowed.reason.replace("\\", "")
-    if words not in (skips.NO_ROOT, skips.NO_IPV6, skips.NO_DTLS):  # which have names
-        assert any(words in source for source in sources)
+    assert any(re.match(allowed.reason, reason) for reason, _ in reasons())
+
+
+@functools.cache
+def reasons():
+    """Find the reasons in the calls that skip tests, with their places.
+
+    A reason that is computed, such as the text of an exception, is not among them.
+    """
+    found = []
+    for path in TESTS.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        constants = {
+            node.targets[0].id: node.value
+            for node in tree.body
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and SKIPS.fullmatch(ast.unparse(node.func)):
+                given = [word.value for word in node.keywords if word.arg == "reason"]
+                if ast.unparse(node.func) == "pytest.skip":
+                    given += node.args
+                texts = [text(each, constants) for each in given]
+                place = f"{path.relative_to(TESTS)}:{node.lineno}"
+                found += [(each, place) for each in texts if each is not None]
+    return found
+
+
+def text(node, constants):
+    """Return the text of an expression, with ``?`` for its variables, or None."""
+    match node:
+        case ast.Constant(value=str(value)):
+            return value
+        case ast.Name(id=name) if name in constants:
+            return text(constants[name], {})
+        case ast.Name(id=name) | ast.Attribute(attr=name) if name.isupper():
+            return getattr(skips, name)
+        case ast.JoinedStr(values=parts):
+            return "".join(text(part, constants) or "?" for part in parts)
+        case ast.FormattedValue(value=value):
+            return text(value, constants)
+    return None
+
+
+def test_every_reason_that_tests_give_is_allowed():
+    assert len(reasons()) > 50
+    unknown = [(reason, place) for reason, place in reasons() if skips.why_not(reason) == UNKNOWN]
+    assert [found for found in unknown if found[0] not in REQUIRED] == []
+    assert {reason for reason, _ in unknown} == REQUIRED
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ('pytest.skip("no moon")', "no moon"),
+        ('pytest.mark.skipif(True, reason="no moon")', "no moon"),
+        ('pytest.skip(f"{skips.NO_ROOT} fly to {place}")', "only root may fly to ?"),
+        ("pytest.skip(NO_IPV6)", skips.NO_IPV6),
+        ("pytest.skip(MOON)", "no moon"),
+        ("pytest.skip(str(error))", None),
+    ],
+)
+def test_reasons_are_found(monkeypatch, tmp_path, source, reason):
+    (tmp_path / "test_it.py").write_text(f'MOON = "no moon"\n{source}\n', encoding="utf-8")
+    monkeypatch.setattr(sys.modules[__name__], "TESTS", tmp_path)
+    found = reasons.__wrapped__()
+    assert found == ([(reason, "test_it.py:2")] if reason else [])
 
 
 @pytest.mark.parametrize("reason", ["could not import 'numpy'", "No module named 'numpy'"])

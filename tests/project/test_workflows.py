@@ -27,6 +27,12 @@ def steps(path):
     return [step for job in jobs(path).values() for step in job["steps"]]
 
 
+def targets(path):
+    """Return the targets of each run of ``make``."""
+    commands = "\n".join(step.get("run", "") for step in steps(path))
+    return re.findall(r"^make ((?:[a-z-]+ )*[a-z-]+)", commands, re.MULTILINE)
+
+
 @every_workflow
 def test_workflow_is_valid_for_github(path):
     schema = "vendor.github-workflows"
@@ -60,10 +66,8 @@ def test_jobs_have_only_the_permissions_that_they_need(path):
 
 @every_workflow
 def test_commands_of_workflows_exist(path):
-    commands = "\n".join(step.get("run", "") for step in steps(path))
-    targets = re.findall(r"^make ((?:[a-z-]+ )*[a-z-]+)", commands, re.MULTILINE)
-    assert targets
-    for names in targets:
+    assert targets(path)
+    for names in targets(path):
         make = ["make", "--dry-run", "-C", ROOT, *names.split()]
         done = subprocess.run(make, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -72,10 +76,20 @@ def test_commands_of_workflows_exist(path):
 def test_every_python_version_is_tested_and_built():
     tested = jobs("tests")["tests"]["strategy"]["matrix"]["python"]
     assert tested == ["3.11", "3.12", "3.13", "3.14", "3.14t", "3.15"]
+    peers = jobs("nightly")["peers"]["strategy"]["matrix"]["python"]
+    assert peers == [version for version in tested if not version.endswith("t")]
     for job in ("native", "cross"):
         uses = [step for step in jobs("wheels")[job]["steps"] if "with" in step]
         versions = next(step["with"]["python-version"] for step in uses if "python" in str(step))
         assert sorted(versions.split()) == [*tested, "3.15t"]
+
+
+def test_nightly_workflow_runs_what_contributors_read_that_it_runs():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    promised = re.findall(r"^\| `make ([a-z-]+).*nightly", text, re.MULTILINE)
+    assert {"fuzz", "loom", "sanitize", "valgrind"} <= set(promised)
+    # `make fuzz` includes the families.
+    assert set(promised) - set(targets("nightly")) == {"families"}
 
 
 def test_published_files_are_the_built_ones():

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from serving import ask, client, refused, server
+from skips import NO_IPV6
 from support import Call, eventually
 from traffic import LO, numbered, send_run
 
@@ -97,7 +98,7 @@ def test_peer_that_cannot_be_sent_to_changes_nothing_for_others(raw):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ipv6_server_replies_to_ipv4_too(speaks_ipv6, workers):
     if not speaks_ipv6:
-        pytest.skip("this machine has no IPv6")
+        pytest.skip(NO_IPV6)
     with server(lambda _, address: repr(address).encode(), ("::", 0), workers=workers) as serving:
         port = serving.address[1]
         for host in ("127.0.0.1", "127.0.0.2"):
@@ -112,7 +113,7 @@ def test_ipv6_server_replies_to_ipv4_too(speaks_ipv6, workers):
 
 def test_sendto_accepts_a_plain_ipv4_address_on_an_ipv6_server(speaks_ipv6, inet):
     if not speaks_ipv6:
-        pytest.skip("this machine has no IPv6")
+        pytest.skip(NO_IPV6)
     with server(echo, ("::", 0)) as serving, inet.bound(std) as sock:
         serving.sendto(b"hello", sock.getsockname())
         data, (_, port) = sock.recvfrom(100)
@@ -124,7 +125,7 @@ def test_sendto_accepts_a_plain_ipv4_address_on_an_ipv6_server(speaks_ipv6, inet
 )
 def test_drained_datagrams_get_replies_from_the_requested_address(host, asked, speaks_ipv6):
     if ":" in host and not speaks_ipv6:
-        pytest.skip("this machine has no IPv6")
+        pytest.skip(NO_IPV6)
     handling, go_on = threading.Event(), threading.Event()
 
     def handle(data, _):

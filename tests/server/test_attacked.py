@@ -9,6 +9,7 @@ import pytest
 
 import tomada
 from attacks import ICMP_ERRORS, PAYLOADS, needs_root, send_from_port_0, send_icmp_errors
+from families import length
 from serving import ask, client, server
 from support import eventually
 
@@ -18,7 +19,7 @@ workers = pytest.mark.parametrize("workers", [1, 2])
 takes = pytest.mark.parametrize("takes", ["data", "datagram", "batch"])
 
 # More errors than a loop might tolerate before it blames itself.
-MANY = 300
+MANY = length(300)
 # A number of datagrams that fits into a receive buffer of the default size.
 SOME = 100
 

@@ -11,6 +11,7 @@ import threading
 import pytest
 
 from serving import ask, client, server
+from skips import NO_IPV6
 from support import RefusalError, eventually, open_descriptors, run
 from tomada import _core, _reports, socket
 from traffic import numbered
@@ -73,7 +74,7 @@ def test_reply_that_is_not_bytes_is_refused_with_a_hint(reply, caplog):
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_reply_that_is_too_long_is_refused_and_the_others_are_sent(host, caplog, speaks_ipv6):
     if ":" in host and not speaks_ipv6:
-        pytest.skip("this machine has no IPv6")
+        pytest.skip(NO_IPV6)
     with (
         server(lambda data, _: bytes(70_000) if data == b"long" else data, (host, 0)) as serving,
         client(serving.address) as sock,
@@ -88,7 +89,7 @@ def test_reply_that_is_too_long_is_refused_and_the_others_are_sent(host, caplog,
 
 def test_reply_that_only_the_kernel_finds_too_long_is_named(caplog, speaks_ipv6):
     if not speaks_ipv6:
-        pytest.skip("this machine has no IPv6")
+        pytest.skip(NO_IPV6)
     # The limit for an IPv4 peer of an IPv6 socket is lower than for an IPv6 peer.
     with (
         server(lambda data, _: bytes(65_520) if data == b"long" else data, ("::", 0)) as serving,

@@ -17,6 +17,7 @@ import pytest
 import tomada
 from peer import DEADLINE
 from serving import ask, client, server, until_refused
+from skips import NO_IPV6
 from support import Call, Child, eventually, open_descriptors
 from tomada import _reports
 from tomada._proxy_header import header_for
@@ -58,7 +59,7 @@ def test_running_server_lives_and_is_ready(workers):
 
 def test_health_over_ipv6(speaks_ipv6):
     if not speaks_ipv6:
-        pytest.skip("this machine has no IPv6")
+        pytest.skip(NO_IPV6)
     with server(echo, health=("::1", 0)) as serving:
         assert probe(serving.health_address, "/ready") == (200, "ready\n")
 

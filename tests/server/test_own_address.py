@@ -8,6 +8,7 @@ import pytest
 
 from peer import DEADLINE
 from serving import ask, client, server, until_refused
+from skips import NO_IPV6
 from support import Call, eventually
 from tomada import _reports
 
@@ -55,7 +56,7 @@ def test_server_does_not_reply_to_itself_on_a_given_socket(inet, workers):
 @pytest.mark.parametrize("destination", ["127.0.0.1", "127.1.2.3"])
 def test_server_of_all_addresses_does_not_reply_to_any_of_them(host, destination, speaks_ipv6):
     if host == "::" and not speaks_ipv6:
-        pytest.skip("no IPv6")
+        pytest.skip(NO_IPV6)
     with server(HANDLERS["data"], (host, 0)) as serving:
         port = serving.address[1]
         serving.sendto(b"forged", (destination, port))

@@ -9,7 +9,7 @@ import pytest
 
 from peer import DEADLINE
 from serving import ask, client, server
-from skips import needs
+from skips import NO_IPV6, needs
 from support import Kind, eventually, open_descriptors
 from tomada import socket
 from tomada._address import format_address
@@ -123,7 +123,7 @@ server.serve_forever()
 def test_systemd_passes_a_socket(tmp_path, name, workers, speaks_ipv6):
     kind = Kind(name, tmp_path)
     if name == "AF_INET6" and not speaks_ipv6:
-        pytest.skip("this machine has no IPv6")
+        pytest.skip(NO_IPV6)
     address = kind.address()
     if not kind.is_unix:
         with kind.bound(std) as sock:

@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import tomada
+from families import length
 from serving import ask
 from support import Call, eventually
 from tomada._server import supervisor
 
 pytestmark = pytest.mark.thread_unsafe(reason="it forks")
-
-IS_LONG = bool(os.environ.get("TOMADA_LONG"))
 
 
 class FailingOs:
@@ -207,8 +206,8 @@ class Supervision(RuleBasedStateMachine):
 
 TestSupervision = Supervision.TestCase
 TestSupervision.settings = settings(
-    max_examples=200 if IS_LONG else 12,
-    stateful_step_count=30 if IS_LONG else 12,
+    max_examples=length(12, 200),
+    stateful_step_count=length(12, 30),
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )

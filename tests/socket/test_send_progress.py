@@ -5,18 +5,17 @@ never return run in a separate program that a test can kill.
 """
 
 import errno
-import os
 
 import pytest
 
 import tomada
+from families import length
 from faults import START
 from support import DEADLINE, Child
 from tomada import socket
 from traffic import numbered, payloads
 
-# More rounds in the long form.
-ROUNDS = 200 if os.environ.get("TOMADA_LONG") == "1" else 8
+ROUNDS = length(8, 200)
 
 SWAPPING = """
 import itertools, sys, threading

@@ -1,6 +1,5 @@
 """Batches and buffers after a failed call, which must not contain refused datagrams."""
 
-import os
 import random
 import socket as std
 import struct
@@ -8,12 +7,13 @@ import struct
 import pytest
 
 import tomada
+from families import length
 from guards import FAR, NEAR, guarded
 from support import Call, RefusalError, interrupt
 from traffic import send_run
 
 EVIL = b"REFUSED!"
-SEQUENCES = 2000 if os.environ.get("TOMADA_LONG") else 60
+SEQUENCES = length(60)
 
 
 def deny_far():

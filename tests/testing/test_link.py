@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from linked import assert_balanced, plain, until
+from skips import NO_IPV6
 from support import FORKS
 from tomada._testing.link import _resolve
 from tomada.asyncio import open_endpoint
@@ -243,7 +244,7 @@ def test_a_server_that_is_not_there_is_counted(client):
 
 def test_ipv6(speaks_ipv6):
     if not speaks_ipv6:
-        pytest.skip("no IPv6 here")
+        pytest.skip(NO_IPV6)
     with (
         plain(std.AF_INET6, ("::1", 0)) as server,
         plain(std.AF_INET6, ("::1", 0)) as client,
