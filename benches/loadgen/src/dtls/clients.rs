@@ -37,7 +37,8 @@ pub(crate) fn load(args: &mut Args) -> Result<Line> {
     let mut in_flight = VecDeque::new();
     let (mut next, mut lost, mut late) = (0_usize, 0_u64, 0_u64);
     loop {
-        while in_flight.len() < window && !common.stop.is_due() {
+        // At least one window is sent, even if the handshakes have taken all the time.
+        while in_flight.len() < window && (next < window || !common.stop.is_due()) {
             let index = next % clients.len();
             request[..8].copy_from_slice(&(next as u64).to_ne_bytes());
             clients[index].send(&request)?;
@@ -65,8 +66,10 @@ pub(crate) fn load(args: &mut Args) -> Result<Line> {
         }
         in_flight.pop_front();
     }
+    // Some servers do not answer the end of a session.
+    let mut waits = true;
     for client in clients {
-        client.part()?;
+        waits = client.part(waits)?;
     }
     Ok(Line::default()
         .with("sent", next as u64)

@@ -26,6 +26,9 @@ const MTU: usize = 1400;
 /// How long a client waits for an answer to its handshake.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long to wait for the answer to the end of a session.
+const PARTING: Duration = Duration::from_secs(1);
+
 /// The bytes that OpenSSL has yet to read, and those that it has written.
 #[derive(Default)]
 struct Pipe {
@@ -179,17 +182,24 @@ impl Client {
         }
     }
 
-    /// Ends the session, and waits for the server's answer: otherwise, that would arrive at the next
-    /// socket with this port.
-    fn part(mut self) -> Result<()> {
+    /// Ends the session, and may wait for the server's answer: otherwise, that would arrive at the
+    /// next socket with this port. Returns whether it has arrived.
+    fn part(mut self, waits: bool) -> Result<bool> {
         self.socket.set_nonblocking(false)?;
-        self.socket.set_read_timeout(Some(PATIENCE))?;
+        self.socket.set_read_timeout(Some(PARTING))?;
         self.stream.shutdown()?;
         self.flush()?;
+        if !waits {
+            return Ok(false);
+        }
         let mut rest = vec![0; 2 * MTU];
-        // Once the session has ended, a receive fails.
-        while let Ok(Some(_)) = self.receive(&mut rest) {}
-        Ok(())
+        loop {
+            match self.receive(&mut rest) {
+                Ok(Some(_)) => {}             // late data
+                Ok(None) => return Ok(false), // no answer in time
+                Err(_) => return Ok(true),    // the session has ended
+            }
+        }
     }
 
     /// Tells the server that the session ends.
