@@ -151,7 +151,7 @@ memcheck_skip := --skip fork_mutex::mutex::tests::a_child_can_lock \
 # The same as a list of TOML's.
 memcheck_runner := ["$(subst $() ,"$(comma)",$(memcheck))"]
 
-valgrind: ## memcheck over the Rust unit tests and a run of everything from Python; takes minutes
+valgrind: ## memcheck over the Rust unit tests and a run from Python; takes minutes
 	@command -v valgrind >/dev/null || { \
 		echo "make valgrind needs valgrind: install the package of that name"; exit 1; }
 	PROPTEST_CASES=16 cargo test --quiet $(engine_features) --lib --profile valgrind \

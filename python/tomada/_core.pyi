@@ -1134,8 +1134,8 @@ class DtlsContext:
 
         :param callback: Called during a handshake with the client's identity. It returns the key,
             or ``None`` or ``b""`` for an unknown identity. Bytes in the identity that are not UTF-8
-            become lone surrogates. Exceptions, and callbacks that refer to the context, are handled
-            as in :meth:`set_psk_client_callback`.
+            become lone surrogates. Exceptions are handled as in :meth:`set_psk_client_callback`,
+            and a reference to the context has the same effect.
         :param identity_hint: At most 128 bytes that tell clients which identity to use.
         """
 

@@ -391,8 +391,9 @@ impl AddressCache {
 }
 
 /// Whether an address object always has the same meaning: a tuple of a host that is numeric in the
-/// family, and of `int`s that fit, so that no call warns of them. (A name may resolve to something else tomorrow, a bytearray may change,
-/// and only some methods of an IPv6 socket accept an IPv4 address.)
+/// family, and of `int`s that fit, so that no call warns of them. (A name may resolve to something
+/// else tomorrow, a bytearray may change, and only some methods of an IPv6 socket accept an IPv4
+/// address.)
 fn is_constant(family: c_int, object: &Bound<'_, PyAny>) -> bool {
     let is_numeric = |host: &str| match family {
         libc::AF_INET => host.parse::<Ipv4Addr>().is_ok(),

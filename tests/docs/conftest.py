@@ -1,7 +1,8 @@
-"""Fixtures for tests of the examples."""
+"""Fixtures for tests of the examples and the documentation."""
 
 import contextlib
 import os
+import socket as std
 
 import pytest
 
@@ -25,3 +26,11 @@ def start(interruptible):  # noqa: ARG001
             return child, int(line.rpartition(":")[2])
 
         yield start
+
+
+@pytest.fixture
+def port():
+    """Return a free port, so that a server on the documented one does not matter."""
+    with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]

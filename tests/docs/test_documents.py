@@ -1,21 +1,12 @@
 """Run every program and command of README and the documentation."""
 
 import re
-import socket as std
 
 import pytest
 
 from documents import ROOT, documents, fits, run_document
-from support import Kind
 
 pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
-
-
-@pytest.fixture
-def port(tmp_path):
-    """Find a free port, so that a server on the documented one does not matter."""
-    with Kind("AF_INET", tmp_path).bound(std) as sock:
-        return sock.getsockname()[1]
 
 
 @pytest.mark.timeout(600)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from support import DEADLINE, Child, Kind
+from support import DEADLINE, Child
 
 pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
 
@@ -15,13 +15,6 @@ IMPORTS = {"tomada": "from tomada import socket\n", "standard": "import socket\n
 
 every_server = pytest.mark.parametrize("server_module", IMPORTS)
 every_client = pytest.mark.parametrize("client_module", IMPORTS)
-
-
-@pytest.fixture
-def port(tmp_path):
-    """Find a free port, so that a server on the documented one does not matter."""
-    with Kind("AF_INET", tmp_path).bound(std) as sock:
-        return sock.getsockname()[1]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from parity import Side
 from support import DEADLINE, Call, eventually, fill, sleeps_in_the_kernel
 from tomada import socket
 
-SEQUENCES = length(60)
+SEQUENCES = length(60, 4000)
 STEPS = 14
 SOON = 0.01
 LIMITS = {0: struct.pack("ll", 0, 0), SOON: struct.pack("ll", 0, 10_000)}

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
 import tomada
 from benches.programs.sessions import client_context, server_context
 from benches.session_loads import identity
-from tests.soak.lanes import Accounts, Lane, echo
-from tomada import testing
+from tests.soak.lanes import HERE, Accounts, Lane, echo
+from tomada import socket, testing
 
 # The impairments of a network that is worse than most.
 POOR: dict[str, Any] = {"loss": 0.05, "duplicate": 0.05, "reorder": 0.05, "log_size": 0}
-# A server answers the end of a session, at which the client has closed its socket. The answer must
-# not reach the next socket with that port, of a lane with an account: those are on IPv4.
-APART = ("::1", 0)
 # How long a handshake and a request may take, in seconds. With such losses, some handshakes need
 # several retransmissions, each after twice the time of the one before.
 PATIENCE = 100.0
 MANY = [b"%d" % number for number in range(100)]
+
+
+def apart() -> tuple[str, int]:
+    """Return an address where the ends of sessions disturb no lane with an account.
+
+    A server answers the end of a session when the client has closed its socket. The next socket
+    with that port gets the answer. Those lanes are on IPv4, so this is IPv6, if the machine has it.
+    """
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+        sock.bind(("::1", 0))
+        return "::1", 0
+    return HERE
 
 
 def new_server_context() -> Any:
@@ -43,7 +53,7 @@ class Asking(Lane):
         until = time.monotonic() + seconds
         client_side = client_context()  # it keeps sessions, to resume them
         client_side.handshake_timeout = PATIENCE
-        with tomada.Server(APART, echo, dtls=self._server_side) as server:
+        with tomada.Server(apart(), echo, dtls=self._server_side) as server:
             while time.monotonic() < until:
                 self._ask(server, client_side)
         return {}

@@ -85,7 +85,7 @@ def test_growth_of_memory_in_use_is_known_where_the_samples_have_it():
 def test_memory_in_use_counts_what_is_held_and_not_what_is_free():
     before = in_use()
     if before is None:
-        pytest.skip("this system cannot say how much memory is in use")
+        pytest.skip(skips.NO_IN_USE)
     held = bytearray(8 << 20)
     assert in_use() - before >= len(held)
     del held

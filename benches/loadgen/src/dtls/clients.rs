@@ -51,7 +51,7 @@ pub(crate) fn load(args: &mut Args) -> Result<Line> {
             Some(reply) if reply.len() == request.len() && reply.starts_with(&id) => {
                 common.counter.add(1);
             }
-            // It was counted as lost.
+            // Late, and counted as lost; or not expected at all.
             Some(_) => {
                 late += 1;
                 continue;
@@ -69,7 +69,7 @@ pub(crate) fn load(args: &mut Args) -> Result<Line> {
     // Some servers do not answer the end of a session.
     let mut waits = true;
     for client in clients {
-        waits = client.part(waits)?;
+        waits = client.close(waits)?;
     }
     Ok(Line::default()
         .with("sent", next as u64)
@@ -100,7 +100,7 @@ pub(crate) fn handshakes(args: &mut Args) -> Result<Line> {
             }
             match client.step()? {
                 Some(true) => {
-                    client.close()?;
+                    client.close(false)?;
                     common.counter.add(1);
                     waits = false;
                     continue;

@@ -25,7 +25,6 @@ const GROUPS: &str = "X25519:P-256";
 const MTU: usize = 1400;
 /// How long a client waits for an answer to its handshake.
 const PATIENCE: Duration = Duration::from_secs(20);
-
 /// How long to wait for the answer to the end of a session.
 const PARTING: Duration = Duration::from_secs(1);
 
@@ -182,16 +181,16 @@ impl Client {
         }
     }
 
-    /// Ends the session, and may wait for the server's answer: otherwise, that would arrive at the
-    /// next socket with this port. Returns whether it has arrived.
-    fn part(mut self, waits: bool) -> Result<bool> {
-        self.socket.set_nonblocking(false)?;
-        self.socket.set_read_timeout(Some(PARTING))?;
+    /// Tells the server that the session ends, and may wait for its answer: otherwise, that would
+    /// arrive at the next socket with this port. Returns whether it has arrived.
+    fn close(mut self, waits: bool) -> Result<bool> {
         self.stream.shutdown()?;
         self.flush()?;
         if !waits {
             return Ok(false);
         }
+        self.socket.set_nonblocking(false)?;
+        self.socket.set_read_timeout(Some(PARTING))?;
         let mut rest = vec![0; 2 * MTU];
         loop {
             match self.receive(&mut rest) {
@@ -200,11 +199,5 @@ impl Client {
                 Err(_) => return Ok(true),    // the session has ended
             }
         }
-    }
-
-    /// Tells the server that the session ends.
-    fn close(mut self) -> Result<()> {
-        self.stream.shutdown()?;
-        Ok(self.flush()?)
     }
 }
