@@ -37,7 +37,7 @@ mod _core {
     #[pymodule_export]
     use crate::python::records::DatagramError;
     #[pymodule_export]
-    use crate::python::server::{ServerCore, end_with_parent, steer, steer_by_key};
+    use crate::python::server::{ServerCore, SignalHandlers, end_with_parent, steer, steer_by_key};
     #[pymodule_export]
     use crate::python::socket::datagram::Datagram;
     #[pymodule_export]

@@ -29,6 +29,7 @@ __all__ = [
     "ServerCore",
     "ServerCounters",
     "ServerStats",
+    "SignalHandlers",
     "SinkCounters",
     "SinkStats",
     "Socket",
@@ -140,6 +141,13 @@ class Socket:
 
         This returns ``None`` if the request could not be sent, for whatever reason, and raises only
         exceptions that occur while it waits for the reply.
+        """
+
+    def _send_payloads(self, payloads: list[ReadableBuffer], /) -> list[tuple[int, OSError]]:
+        """Send datagrams to the connected peer without waiting, as :meth:`send_many` does.
+
+        A tuple is not an item with an address, but raises a :class:`TypeError`. Failures are
+        returned, as with ``errors="continue"``.
         """
 
     def _is_readable(self) -> bool:
@@ -1293,6 +1301,25 @@ class DatagramError:
     @property
     def data(self) -> bytes:
         """The beginning of the datagram: as much as the ICMP message quotes."""
+
+@final
+class SignalHandlers:
+    """A context manager that installs signal handlers, and restores the previous ones.
+
+    ``fileno`` is the descriptor for :func:`signal.set_wakeup_fd`, and ``owner`` the object that
+    closes it when it is freed: it is kept until the previous descriptor is restored. Only the main
+    thread can install handlers; in other threads this does nothing. The previous handlers are
+    restored even if signal handlers raise exceptions meanwhile; the first of them is then raised.
+    """
+
+    def __new__(
+        cls, handlers: dict[int, Callable[..., Any]], fileno: int, owner: object, /
+    ) -> Self: ...
+    def install(self) -> None:
+        """Install the handlers for good."""
+
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
 def end_with_parent(signal: int, /) -> None:
     """Have the kernel send this process a signal when its parent ends (``PR_SET_PDEATHSIG``)."""

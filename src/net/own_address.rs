@@ -13,6 +13,8 @@ use super::socket::Socket;
 pub struct OwnAddress {
     local: Address,
     ip: Option<SocketAddr>,
+    /// The port, as the kernel writes it in addresses.
+    port: [u8; 2],
     /// The last source with this port, and whether it is an address of this machine.
     last: Option<(IpAddr, bool)>,
 }
@@ -21,16 +23,16 @@ impl OwnAddress {
     /// The address that a socket is bound to.
     pub fn of(socket: &Socket) -> Self {
         let local = socket.local_address().unwrap_or(Address::UNNAMED);
-        Self { local, ip: local.ip(), last: None }
+        let ip = local.ip();
+        Self { local, ip, port: ip.map_or([0; 2], |ip| ip.port().to_be_bytes()), last: None }
     }
 
     /// Whether a datagram from this address is from the socket itself.
+    #[inline]
     pub fn is_source(&mut self, from: &[u8]) -> bool {
         match self.ip {
             // In both families of IP, the port follows the family. It almost always differs.
-            Some(own) => {
-                from.get(2..4) == Some(&own.port().to_be_bytes()) && self.is_own_ip(own, from)
-            }
+            Some(own) => from.get(2..4) == Some(&self.port) && self.is_own_ip(own, from),
             None => !from.is_empty() && from == self.local.as_bytes(),
         }
     }

@@ -195,7 +195,7 @@ impl RecvRing {
     #[inline]
     pub(super) fn received<'a>(&'a self, part: &Part, payload: &'a [u8]) -> Received<'a> {
         let message = self.messages.message(part.slot);
-        let from = part.from(&self.messages, &self.clients);
+        let from = part.from(message.name, &self.clients);
         let proxy = part.client.map(|_| message.name);
         let session = part.session.and_then(|index| self.sessions.get(index));
         Received { payload, from, proxy, control: message.control, flags: message.flags, session }
@@ -250,11 +250,11 @@ impl Datagrams for RecvRing {
 }
 
 impl Part {
-    /// Its sender, or the client if it came through a proxy.
+    /// Its sender, or the client if the sender is a proxy.
     #[inline]
-    fn from<'a>(&self, messages: &'a RecvMessages, clients: &'a [Address]) -> &'a [u8] {
+    fn from<'a>(&self, sender: &'a [u8], clients: &'a [Address]) -> &'a [u8] {
         match self.client {
-            None => messages.message(self.slot).name,
+            None => sender,
             Some(client) => clients[client].as_bytes(),
         }
     }

@@ -437,7 +437,7 @@ def test_duplicate_that_arrives_before_the_next_request_is_not_its_reply(inet):
     with Server(inet, echo) as server, tomada.Client(server.address, LONG) as client:
         requests = Separate(client._pool, client._retry, client._address)  # noqa: SLF001
         replies = {}
-        requests.answered = replies.__setitem__
+        requests.answered = replies.update
 
         def ask(data):
             requests.start(data, time.monotonic())

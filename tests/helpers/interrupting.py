@@ -127,7 +127,7 @@ def operate(operation, server, interrupted):
             raise
 
 
-def check_nothing_left(address, *, action):
+def check_nothing_left(address):
     """Check that no process is left, the port is free, and the signal handlers are restored."""
     end = time.monotonic() + DEADLINE / 2
     while True:
@@ -146,11 +146,6 @@ def check_nothing_left(address, *, action):
                 assert time.monotonic() < end, "the port is taken"
                 time.sleep(0.001)
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
-    if action == "storm":
-        # The code that restores the handlers is Python, which another exception may interrupt.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.set_wakeup_fd(-1)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
     assert signal.set_wakeup_fd(-1) == -1
@@ -182,7 +177,7 @@ def main(operation, workers, action, first, step):
         server.stop()
         clients.check(getattr(interrupted, "place", ""))
         assert "stopped" in repr(server), number
-        check_nothing_left(address, action=action)
+        check_nothing_left(address)
         server.stop()
         if not interrupted.is_over:
             print(rounds + 1)

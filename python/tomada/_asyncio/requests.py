@@ -260,13 +260,15 @@ class TaskRequests:
         elif self.in_flight.next_due() < self._timer_due:
             self._set_timer(monotonic())  # the end of a session makes the next attempt due
 
-    def _answer(self, index: int, reply: bytes) -> None:
-        outcome = self._outcomes.pop(index)
-        if outcome.done():
-            self.cancelled += 1  # its task was cancelled, but has not run yet
-        else:
-            self.replies += 1
-            outcome.set_result(reply)
+    def _answer(self, replies: dict[int, bytes]) -> None:
+        outcomes = self._outcomes
+        for index, reply in replies.items():
+            outcome = outcomes.pop(index)
+            if outcome.done():
+                self.cancelled += 1  # its task was cancelled, but has not run yet
+            else:
+                self.replies += 1
+                outcome.set_result(reply)
 
     def _fail(self, index: int, error: OSError) -> None:
         outcome = self._outcomes.pop(index)

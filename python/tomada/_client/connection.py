@@ -6,7 +6,7 @@ import contextlib
 import errno
 import math
 import socket as _std
-from socket import AF_INET6, AF_UNIX, MSG_DONTWAIT, SOCK_DGRAM, SOCK_NONBLOCK
+from socket import AF_INET6, AF_UNIX, SOCK_DGRAM, SOCK_NONBLOCK
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -190,7 +190,7 @@ class Connection(socket):
                 return
         self.send(data)
 
-    def ask_many(self, requests: Sequence[ReadableBuffer]) -> list[tuple[int, OSError]]:
+    def ask_many(self, requests: list[ReadableBuffer]) -> list[tuple[int, OSError]]:
         """Send requests like :meth:`ask`, but without waiting; return those that failed.
 
         They are returned as pairs of an index and an error. :class:`SecuringError` means that a
@@ -217,17 +217,15 @@ class Connection(socket):
             failed += [(again[index], error) for index, error in second]
         return failed
 
-    def _send_many_after_reports(
-        self, requests: Sequence[ReadableBuffer]
-    ) -> list[tuple[int, OSError]]:
-        failed = self.send_many(requests, None, MSG_DONTWAIT, errors="continue")
+    def _send_many_after_reports(self, requests: list[ReadableBuffer]) -> list[tuple[int, OSError]]:
+        failed = self._send_payloads(requests)
         for _ in range(MOST_REPORTS if failed and self.family != AF_UNIX else 0):
             again = [index for index, error in failed if is_from_peer(error)]
             if not again:
                 break
             failed = [item for item in failed if not is_from_peer(item[1])]
             unsent = [requests[index] for index in again]
-            second = self.send_many(unsent, None, MSG_DONTWAIT, errors="continue")
+            second = self._send_payloads(unsent)
             failed += [(again[index], error) for index, error in second]
         return failed
 

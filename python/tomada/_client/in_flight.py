@@ -64,7 +64,7 @@ class InFlight:
             in_flight.receive(in_flight.next_due())
             in_flight.make_due_attempts()
 
-    Each request ends with a call of :attr:`answered` or :attr:`failed`. Subclasses send requests
+    Each request ends in a call of :attr:`answered` or :attr:`failed`. Subclasses send requests
     and match each reply to its request.
     """
 
@@ -74,8 +74,8 @@ class InFlight:
         self._address = address
         #: Limits how many requests are sent before replies arrive; ``None`` sets no limit.
         self.pace: Pace | None = None
-        #: Called with the index of a request and its reply.
-        self.answered: Callable[[int, bytes], object] = _ignore
+        #: Called with the replies that arrived together, by the index of the request.
+        self.answered: Callable[[dict[int, bytes]], object] = _ignore
         #: Called with the index of a request and the error that ends it.
         self.failed: Callable[[int, OSError], object] = _ignore
         #: The requests in flight by index, oldest first.
@@ -247,23 +247,23 @@ class InFlight:
         if self.pace is not None and group.charged:
             self.pace.discharge(group, number)
 
-    def _complete(self, index: int, reply: bytes, now: float) -> Group:
-        del self.requests[index]
-        group = self._groups.pop(index)
-        group.left -= 1
-        if group.charged:
-            group.charged -= 1
-            self.pace.used -= group.cost  # type: ignore[union-attr]
-        if not group.exchange.is_complete:  # only the first reply of the group gives a sample
-            group.exchange.complete(now)
+    def _complete(self, replies: dict[int, bytes], now: float) -> None:
+        """End requests, which are no longer in `requests`, with replies that arrived together."""
+        pace, last = self.pace, None
         self.refusal = None
-        self.answered(index, reply)
-        return group
-
-    def _adapt(self, replies: int, group: Group, length: int, now: float) -> None:
-        """Tell the pace about replies that arrived together, the last one for `group`."""
-        if self.pace is not None and group.exchange.attempts == 1:
-            self.pace.answered(replies, length, now - group.sent_at, now)
+        for group in map(self._groups.pop, replies):
+            if group is not last:
+                last = group
+                if not group.exchange.is_complete:  # only a group's first reply gives a sample
+                    group.exchange.complete(now)
+            group.left -= 1
+            if group.charged:
+                group.charged -= 1
+                pace.used -= group.cost  # type: ignore[union-attr]
+        self.answered(replies)
+        if pace is not None and last is not None and last.exchange.attempts == 1:
+            length = len(next(reversed(replies.values())))
+            pace.answered(len(replies), length, now - last.sent_at, now)
 
     def _refused(self, indices: Sequence[int], error: OSError, *, was_sent: bool = True) -> None:
         """Record that attempts are lost, as :meth:`Exchange.refuse` does."""
@@ -363,5 +363,5 @@ class InFlight:
         """Forget what :meth:`expect` has prepared."""
 
 
-def _ignore(index: int, result: object) -> None:
+def _ignore(*_: object) -> None:
     """Drop the outcome of a request."""

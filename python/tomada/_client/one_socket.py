@@ -14,7 +14,7 @@ from tomada._peer_errors import is_from_peer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
-    from socket import _Address
+    from socket import _Address, _RetAddress
 
     from _typeshed import ReadableBuffer
 
@@ -46,8 +46,8 @@ class Shared(InFlight):
         raise NotImplementedError
 
     def _send(self, indices: Sequence[int]) -> None:
-        requests = self.requests
-        failed = self.connection.ask_many([requests[index] for index in indices])
+        requests = list(map(self.requests.__getitem__, indices))
+        failed = self.connection.ask_many(requests)
         unsecured, end = [], None
         for offset, error in failed:
             if isinstance(error, SecuringError):
@@ -76,31 +76,45 @@ class Shared(InFlight):
         except OSError as error:
             self._lost(error)
             return True
-        now = self._heard_at = monotonic()
-        replies, group = 0, None
+        self._heard_at = monotonic()
+        replies, mistakes = self._replies_in(datagrams)
+        if replies:
+            self._complete(replies, self._heard_at)
+        for mistake in mistakes:
+            self.rejected += 1
+            self.refusal = mistake
+            self.mistaken(mistake)
+        self._has_lost_session()  # a receive reports only what it finds after the last reply
+        return True
+
+    def _replies_in(
+        self, datagrams: Sequence[tuple[bytes, _RetAddress]]
+    ) -> tuple[dict[int, bytes], list[Exception]]:
+        """Find the requests of the server's datagrams, which are then no longer in `requests`.
+
+        Return the replies, and the exceptions of the user's function.
+        """
+        requests, find = self.requests, self._find
+        replies: dict[int, bytes] = {}
+        mistakes: list[Exception] = []
         server = None  # the tuple that all of the server's datagrams in this batch share
         for data, sender in datagrams:
             if sender is not server:
-                if sender != connection.peer:
+                if sender != self.connection.peer:
                     continue
                 server = sender
             try:
-                index = self._find(data)
+                index = find(data)
             except Exception as error:  # noqa: BLE001 - whatever the user's function raises
-                self.rejected += 1
-                self.refusal = error
-                self.mistaken(error)
+                mistakes.append(error)
                 continue
             if index is None:
                 self.rejected += 1
                 self.unexpected += 1
             else:
-                group = self._complete(index, data, now)
-                replies += 1
-        if group is not None:
-            self._adapt(replies, group, len(data), now)
-        self._has_lost_session()  # a receive reports only what it finds after the last reply
-        return True
+                del requests[index]
+                replies[index] = data
+        return replies, mistakes
 
     def _has_lost_session(self) -> bool:
         """Return whether the session has ended; if so, make the next attempts at once."""

@@ -179,7 +179,7 @@ class Separate(InFlight):
             self.pool.adapt()
         now = monotonic()
         asked, connections = self._asked, self._connections
-        replies, group = 0, None
+        replies: dict[int, bytes] = {}
         for number, _ in events:
             index = asked.get(number)
             if index is None:
@@ -200,11 +200,11 @@ class Separate(InFlight):
                 continue
             if connection.peer is not None:  # connected, so the server sent it
                 connection.used_at = now
-                group = self._complete(index, reply, now)
+                del self.requests[index]
+                replies[index] = reply
                 self._release(index, is_answered=True)
-                replies += 1
-        if group is not None:
-            self._adapt(replies, group, len(reply), now)
+        if replies:
+            self._complete(replies, now)
         return bool(events)
 
     def _release(self, index: int, *, is_answered: bool) -> None:

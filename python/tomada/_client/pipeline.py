@@ -23,7 +23,7 @@ class Pipeline:
         self._in_flight = in_flight
         self._is_raising = is_raising
         self._results: list[Any] = []
-        in_flight.answered = self._results.__setitem__
+        in_flight.answered = self._answer
         in_flight.failed = self._fail
 
     def run(self, requests: Iterable[ReadableBuffer], window: int) -> list[Any]:
@@ -43,12 +43,8 @@ class Pipeline:
             in_flight.close()
 
     def _start(self, requests: list[ReadableBuffer]) -> None:
-        if any(issubclass(kind, tuple) for kind in set(map(type, requests))):
-            # The send call would interpret it as a datagram and its address.
-            raise TypeError("a bytes-like object is required, not 'tuple'")
-        first = len(self._results)
+        numbered = dict(enumerate(requests, len(self._results)))
         self._results += [None] * len(requests)
-        numbered = dict(enumerate(requests, first))
         self._in_flight.expect_all(numbered)
         self._in_flight.start(numbered, monotonic())
 
@@ -62,6 +58,11 @@ class Pipeline:
         else:
             in_flight.receive(until)
         in_flight.make_due_attempts()
+
+    def _answer(self, replies: dict[int, bytes]) -> None:
+        results = self._results
+        for index, reply in replies.items():
+            results[index] = reply
 
     def _fail(self, index: int, error: OSError) -> None:
         if self._is_raising or self._in_flight.pool.is_closed:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING, Any
 
+from tomada import _core
 from tomada._server.lifecycle import StoppedWhileStartingError
 from tomada._server.systemd import Manager
-from tomada._server.wakeup import Signals, Wakeup
+from tomada._server.wakeup import Wakeup
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,14 +41,11 @@ def serve_in_foreground(server: Server, life: Lifecycle, current: Callable[[], R
     # would end the program.
     handlers[signal.SIGHUP] = replace
     wakeup = Wakeup()
-    signals = Signals(handlers, wakeup)
     life.wakeups.append(wakeup)
     try:
-        signals.install()
-        _serve(server, life, current, wakeup, manager)
-        signals.restore()
+        with _core.SignalHandlers(handlers, wakeup.fileno_to_write(), wakeup):
+            _serve(server, life, current, wakeup, manager)
     except BaseException as error:
-        signals.restore()
         if isinstance(error, Exception):
             server.stop()
         else:

@@ -11,13 +11,14 @@ import time
 from socket import MSG_DONTWAIT, socket, socketpair
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from tomada import _core
 from tomada._advice import OF_OPENING
 from tomada._reports import logger
 from tomada._server.context import GRACE, Context
 from tomada._server.leaving import forget_parent, leave
 from tomada._server.messages import Failure, pack
 from tomada._server.slots import Slot, Worker
-from tomada._server.wakeup import Signals, Wakeup
+from tomada._server.wakeup import Wakeup
 from tomada._server.worker import SIGNALS, work_and_exit
 
 if TYPE_CHECKING:
@@ -96,26 +97,26 @@ class Supervisor:
             signal.SIGHUP: self._ask,
             signal.SIGQUIT: self._ask,
         }
-        with Wakeup() as wakeup:
-            Signals(handlers, wakeup).install()
-            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask - set(SIGNALS))
+        wakeup = Wakeup()
+        _core.SignalHandlers(handlers, wakeup.fileno_to_write(), wakeup).install()
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask - set(SIGNALS))
+        for slot in self._slots:
+            slot.worker = self._fork(slot)
+        while self._workers() or not self._stopping:
+            channels = [worker.channel for worker in self._workers()]
+            if self._has_parent:
+                channels.append(self._channel)
+            wakeup.wait(self._patience(), [one.fileno() for one in channels if one])
+            self._take_commands()
             for slot in self._slots:
-                slot.worker = self._fork(slot)
-            while self._workers() or not self._stopping:
-                channels = [worker.channel for worker in self._workers()]
-                if self._has_parent:
-                    channels.append(self._channel)
-                wakeup.wait(self._patience(), [one.fileno() for one in channels if one])
-                self._take_commands()
-                for slot in self._slots:
-                    self._look_after(slot)
-                self._replace_next()
-                self._replace_used_up()
-                if not self._started and all(slot.is_ready for slot in self._slots):
-                    self._started = True
-                    self._tell_live()
-                    self._tell("ready")
+                self._look_after(slot)
+            self._replace_next()
+            self._replace_used_up()
+            if not self._started and all(slot.is_ready for slot in self._slots):
+                self._started = True
                 self._tell_live()
+                self._tell("ready")
+            self._tell_live()
         if self._failure is not None:
             self._tell("error", self._failure)
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import _thread
 import contextlib
 import select
-import signal
 import threading
 import time
 from collections import deque
 from socket import socketpair
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 # A signal that arrives just before a thread sleeps on a lock does not wake the thread. So a wait is
 # split into intervals of this length, in seconds, after which Python runs the signal handler.
@@ -122,33 +121,3 @@ class Wakeup:
         """Close the descriptors."""
         self._read.close()
         self._write.close()
-
-
-class Signals:
-    """Installs signal handlers that also signal a wake-up, and restores the previous ones.
-
-    Only the main thread can install handlers; in other threads this does nothing.
-    """
-
-    def __init__(self, handlers: dict[int, Callable[..., Any]], wakeup: Wakeup) -> None:
-        self._handlers, self._wakeup = handlers, wakeup
-        self._is_main = threading.current_thread() is threading.main_thread()
-        self._before = {number: signal.getsignal(number) for number in handlers}
-        self._fd_before = -1
-
-    def install(self) -> None:
-        """Install the handlers."""
-        if self._is_main:
-            self._fd_before = signal.set_wakeup_fd(-1)
-            fd = self._wakeup.fileno_to_write()
-            signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
-            for number, call in self._handlers.items():
-                signal.signal(number, call)
-
-    def restore(self) -> None:
-        """Restore the previous handlers. If the call is interrupted, repeat it."""
-        if self._is_main:
-            signal.set_wakeup_fd(self._fd_before)
-            for number, handler in self._before.items():
-                if handler is not None:  # None: not installed from Python, cannot be restored
-                    signal.signal(number, handler)

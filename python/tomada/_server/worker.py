@@ -16,7 +16,7 @@ from tomada._server.context import GRACE, Context
 from tomada._server.leaving import forget_records, leave, leave_in_order, limit_time
 from tomada._server.messages import Failure, pack
 from tomada._server.serving import serve_datagrams
-from tomada._server.wakeup import Signals, Wakeup
+from tomada._server.wakeup import Wakeup
 
 # The supervisor's reply to a worker that is ready.
 GO = b"\n"
@@ -90,7 +90,7 @@ def _work(context: Context, number: int, supervisor: int, teller: _Teller, wakeu
         signal.SIGCHLD: signal.SIG_DFL,
         signal.SIGALRM: signal.SIG_DFL,
     }
-    Signals(handlers, wakeup).install()
+    _core.SignalHandlers(handlers, wakeup.fileno_to_write(), wakeup).install()
     _core.end_with_parent(signal.SIGTERM)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     if os.getppid() != supervisor:

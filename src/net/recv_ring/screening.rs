@@ -81,7 +81,8 @@ impl RecvRing {
     pub(in crate::net) fn screen(&mut self, guard: &Guard, filled: &mut Filled) -> usize {
         self.arrivals.clear();
         self.arrivals.extend(self.splits.iter().map(|part| {
-            let (from, split) = (part.from(&self.messages, &self.clients), part.split);
+            let (from, split) =
+                (part.from(self.messages.message(part.slot).name, &self.clients), part.split);
             let bytes = split.end() - split.start();
             Arrival::run(from, bytes, split.range().len(), split.remaining())
         }));

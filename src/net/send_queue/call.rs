@@ -30,10 +30,17 @@ impl<'q, 'a, B: Budget> Allowance<'q, 'a, B> {
     }
 
     /// Pays for the next datagram, which exists; returns false if the budget is not enough.
+    #[inline]
     fn pay(&mut self) -> bool {
-        if let Some(budget) = self.budget
-            && !self.is_spent
-        {
+        let Some(budget) = self.budget else {
+            self.paid.end += 1;
+            return true;
+        };
+        self.pay_from(budget)
+    }
+
+    fn pay_from(&mut self, budget: &B) -> bool {
+        if !self.is_spent {
             let bytes = self.datagrams.list[self.paid.end].payload.len();
             self.is_spent = !budget.take(self.datagrams.address(self.paid.end), bytes);
         }

@@ -13,7 +13,7 @@ use super::tasks::Tasks;
 use super::{ServerCore, Takes};
 use crate::net::{
     self, Address, Count, Datagrams, Filled, Flow, Meta, OwnAddress, Pace, Received, RecvCursor,
-    ReplySourceReader, Sink, deliver, session_number,
+    ReplySourceReader, Sink, Source, deliver, session_number,
 };
 use crate::python::buffer::{new_bytes, new_list, push};
 use crate::python::datagram::Datagram;
@@ -191,7 +191,7 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
         } else {
             pair(data, address)?
         };
-        let sender = self.route(datagram);
+        let sender = route(datagram, self.source_reader.take(datagram));
         match senders.last_mut() {
             Some((last, count)) if *last == sender => *count += 1,
             _ => push(senders, (sender, 1))?,
@@ -210,7 +210,7 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
         }
         let data = new_bytes(self.py, datagram.payload)?;
         let address = self.senders.object(self.py, datagram.from)?;
-        let route = self.route(datagram);
+        let source = self.source_reader.take(datagram);
         let reply = if self.core.takes == Takes::Data {
             self.handler.call1((data, address))
         } else {
@@ -219,17 +219,12 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
         };
         let reply = reply?;
         if self.tasks.is_some() {
-            return self.answer(ReplyTo::One(route), reply);
+            return self.answer(ReplyTo::One(route(datagram, source)), reply);
         }
-        self.core.queue_reply(&route, &reply)
-    }
-
-    /// The way to the sender of a datagram.
-    fn route(&mut self, datagram: &Received<'_>) -> Route {
-        let source = self.source_reader.take(datagram);
-        let proxy = datagram.proxy.map(Address::from_bytes);
-        let session = datagram.session.map(|session| session_number(session));
-        Route { peer: Address::from_bytes(datagram.from), proxy, source, session }
+        if reply.is_none() {
+            return Ok(());
+        }
+        self.core.queue_reply(&route(datagram, source), &reply)
     }
 
     /// Queues the replies in a result, now or, if it is a coroutine, when its task has ended.
@@ -281,6 +276,13 @@ impl Sink for HandlerSink<'_, '_> {
         }
         Ok(Flow::Continue)
     }
+}
+
+/// The way to the sender of a datagram.
+fn route(datagram: &Received<'_>, source: Option<Source>) -> Route {
+    let proxy = datagram.proxy.map(Address::from_bytes);
+    let session = datagram.session.map(|session| session_number(session));
+    Route { peer: Address::from_bytes(datagram.from), proxy, source, session }
 }
 
 /// A number that identifies this thread in the process, and that is not 0.

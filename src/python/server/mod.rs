@@ -6,6 +6,7 @@ mod receive;
 mod replies;
 mod report;
 mod send;
+mod signals;
 mod steering;
 mod tasks;
 
@@ -21,6 +22,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 
+pub(crate) use self::signals::SignalHandlers;
 pub(crate) use self::steering::{steer, steer_by_key};
 
 use self::deliver::{FORESEEN, HandlerSink};

@@ -60,6 +60,18 @@ impl Socket {
         }
         sending.finish()
     }
+
+    /// Send payloads to the peer without waiting, and return the failures.
+    #[pyo3(signature = (payloads, /))]
+    fn _send_payloads<'py>(
+        slf: &Bound<'py, Self>,
+        payloads: &Bound<'py, PyList>,
+    ) -> Result<Bound<'py, PyAny>> {
+        let kind = ItemKind::PayloadsOnly;
+        let mut sending = Sending::new(slf, kind, libc::MSG_DONTWAIT, "continue")?;
+        sending.all(payloads.iter().map(Ok), payloads.len(), None)?;
+        sending.finish()
+    }
 }
 
 impl Socket {

@@ -48,6 +48,8 @@ pub(super) struct Sending<'s, 'py> {
 pub(super) enum ItemKind {
     /// Bytes-like objects, or pairs of one and an address.
     Payloads,
+    /// Bytes-like objects.
+    PayloadsOnly,
     /// `Datagram` objects.
     Datagrams,
 }
@@ -350,7 +352,8 @@ impl<'py> Portion<'py> {
         if sending.kind == ItemKind::Datagrams {
             return self.take_datagram(sending, item);
         }
-        let pair = if is_payload { None } else { item.cast::<PyTuple>().ok() };
+        let is_alone = is_payload || sending.kind == ItemKind::PayloadsOnly;
+        let pair = if is_alone { None } else { item.cast::<PyTuple>().ok() };
         let Some(pair) = pair else {
             let payload = Readable::new(item).map_err(End::of_item)?;
             return self.push(payload, is_payload.then_some(0)).map_err(End::Raised);
