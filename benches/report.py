@@ -46,7 +46,8 @@ CHARTS = f"""\
 
 
 def overview(results: list[Result], machine: dict[str, str]) -> str:
-    links = "\n".join(f"- [{text['title']}]({page}.md)" for page, text in PAGES.items())
+    titles = {page: text["title"] for page, text in PAGES.items()} | {"programs": "Programs"}
+    links = "\n".join(f"- [{title}]({page}.md)" for page, title in titles.items())
     stands = [
         line
         for result in results

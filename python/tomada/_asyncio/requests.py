@@ -262,13 +262,19 @@ class TaskRequests:
 
     def _answer(self, replies: dict[int, bytes]) -> None:
         outcomes = self._outcomes
-        for index, reply in replies.items():
-            outcome = outcomes.pop(index)
-            if outcome.done():
-                self.cancelled += 1  # its task was cancelled, but has not run yet
-            else:
-                self.replies += 1
-                outcome.set_result(reply)
+        try:
+            for index, reply in replies.items():
+                outcome = outcomes.pop(index, None)
+                if outcome is None:
+                    continue  # the client was closed meanwhile
+                if outcome.done():
+                    self.cancelled += 1  # its task was cancelled, but has not run yet
+                else:
+                    self.replies += 1
+                    outcome.set_result(reply)
+        except BaseException:  # a signal handler's: the others must not wait for ever
+            self._answer({index: replies[index] for index in replies if index in outcomes})
+            raise
 
     def _fail(self, index: int, error: OSError) -> None:
         outcome = self._outcomes.pop(index)

@@ -250,7 +250,6 @@ class InFlight:
     def _complete(self, replies: dict[int, bytes], now: float) -> None:
         """End requests, which are no longer in `requests`, with replies that arrived together."""
         pace, last = self.pace, None
-        self.refusal = None
         for group in map(self._groups.pop, replies):
             if group is not last:
                 last = group

@@ -47,7 +47,13 @@ class Shared(InFlight):
 
     def _send(self, indices: Sequence[int]) -> None:
         requests = list(map(self.requests.__getitem__, indices))
-        failed = self.connection.ask_many(requests)
+        try:
+            failed = self.connection.ask_many(requests)
+        except TypeError as wrong:  # one of them is not a bytes-like object
+            offset = getattr(wrong, "index", None)
+            if offset is not None:
+                wrong.index = indices[offset]  # type: ignore[attr-defined]
+            raise
         unsecured, end = [], None
         for offset, error in failed:
             if isinstance(error, SecuringError):
@@ -77,26 +83,20 @@ class Shared(InFlight):
             self._lost(error)
             return True
         self._heard_at = monotonic()
-        replies, mistakes = self._replies_in(datagrams)
-        if replies:
-            self._complete(replies, self._heard_at)
-        for mistake in mistakes:
-            self.rejected += 1
-            self.refusal = mistake
-            self.mistaken(mistake)
+        replies: dict[int, bytes] = {}
+        try:
+            self._take_replies(datagrams, replies)
+        finally:  # also if the user's function raises
+            if replies:
+                self._complete(replies, self._heard_at)
         self._has_lost_session()  # a receive reports only what it finds after the last reply
         return True
 
-    def _replies_in(
-        self, datagrams: Sequence[tuple[bytes, _RetAddress]]
-    ) -> tuple[dict[int, bytes], list[Exception]]:
-        """Find the requests of the server's datagrams, which are then no longer in `requests`.
-
-        Return the replies, and the exceptions of the user's function.
-        """
+    def _take_replies(
+        self, datagrams: Sequence[tuple[bytes, _RetAddress]], replies: dict[int, bytes]
+    ) -> None:
+        """Find the replies among datagrams, and take their requests out of `requests`."""
         requests, find = self.requests, self._find
-        replies: dict[int, bytes] = {}
-        mistakes: list[Exception] = []
         server = None  # the tuple that all of the server's datagrams in this batch share
         for data, sender in datagrams:
             if sender is not server:
@@ -106,15 +106,17 @@ class Shared(InFlight):
             try:
                 index = find(data)
             except Exception as error:  # noqa: BLE001 - whatever the user's function raises
-                mistakes.append(error)
+                self.rejected += 1
+                self.refusal = error
+                self.mistaken(error)
                 continue
             if index is None:
                 self.rejected += 1
                 self.unexpected += 1
             else:
-                del requests[index]
                 replies[index] = data
-        return replies, mistakes
+                del requests[index]
+                self.refusal = None
 
     def _has_lost_session(self) -> bool:
         """Return whether the session has ended; if so, make the next attempts at once."""

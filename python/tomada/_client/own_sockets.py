@@ -178,8 +178,19 @@ class Separate(InFlight):
         if self.pool.sample_due != self.pool.round_trip.sample_due:
             self.pool.adapt()
         now = monotonic()
-        asked, connections = self._asked, self._connections
         replies: dict[int, bytes] = {}
+        try:
+            self._take_replies(events, replies, now)
+        finally:  # also if another connection raises an error
+            if replies:
+                self._complete(replies, now)
+        return bool(events)
+
+    def _take_replies(
+        self, events: list[tuple[int, int]], replies: dict[int, bytes], now: float
+    ) -> None:
+        """Receive from connections, and take the requests of replies out of `requests`."""
+        asked, connections = self._asked, self._connections
         for number, _ in events:
             index = asked.get(number)
             if index is None:
@@ -200,12 +211,10 @@ class Separate(InFlight):
                 continue
             if connection.peer is not None:  # connected, so the server sent it
                 connection.used_at = now
-                del self.requests[index]
                 replies[index] = reply
+                del self.requests[index]
+                self.refusal = None
                 self._release(index, is_answered=True)
-        if replies:
-            self._complete(replies, now)
-        return bool(events)
 
     def _release(self, index: int, *, is_answered: bool) -> None:
         """Take the connection from a request; keep it if no late reply can arrive."""

@@ -3,6 +3,7 @@
 use std::ffi::c_int;
 use std::mem;
 
+use pyo3::exceptions::PyException;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
@@ -72,8 +73,10 @@ impl SignalHandlers {
         self.before = Some(Before { descriptor: last, handlers: before });
         for (number, handler) in &handlers {
             if let Err(error) = set_handler(&signal, *number, handler) {
-                self.restore(py)?;
-                return Err(error);
+                return Err(match self.restore(py) {
+                    Ok(()) => error,
+                    Err(other) => more_urgent(py, error, other),
+                });
             }
         }
         Ok(())
@@ -86,7 +89,7 @@ impl SignalHandlers {
 }
 
 impl SignalHandlers {
-    /// Restores everything, then raises the first exception of the signal handlers that ran.
+    /// Restores everything, then raises an exception of the signal handlers that ran meanwhile.
     fn restore(&mut self, py: Python<'_>) -> PyResult<()> {
         let Some(before) = &self.before else { return Ok(()) };
         let signal = py.import(intern!(py, "signal"))?;
@@ -94,19 +97,25 @@ impl SignalHandlers {
             set_descriptor(&signal, -1, None)?; // the previous one was closed meanwhile
         }
         let Some(before) = self.before.take() else { return Ok(()) };
-        let mut first = Ok(());
+        let mut raised = None;
         for (number, handler) in &before.handlers {
             for _ in 0..ATTEMPTS {
-                let result = set_handler(&signal, *number, handler);
-                let is_set = result.is_ok();
-                first = first.and(result);
-                if is_set {
-                    break;
-                }
+                let Err(error) = set_handler(&signal, *number, handler) else { break };
+                raised = Some(match raised {
+                    Some(first) => more_urgent(py, first, error),
+                    None => error,
+                });
             }
         }
-        first
+        raised.map_or(Ok(()), Err)
     }
+}
+
+/// Of two exceptions, the one to raise: the first one, unless only the second one ends the program
+/// (`KeyboardInterrupt`, `SystemExit`).
+fn more_urgent(py: Python<'_>, first: PyErr, second: PyErr) -> PyErr {
+    let is_error = |error: &PyErr| error.is_instance_of::<PyException>(py);
+    if is_error(&first) && !is_error(&second) { second } else { first }
 }
 
 impl Drop for SignalHandlers {
@@ -144,7 +153,7 @@ fn set_descriptor(
     signal.call_method(intern!(signal.py(), "set_wakeup_fd"), (descriptor,), options)?.extract()
 }
 
-/// Installs a handler; before that, runs the handlers of signals that have arrived.
+/// Installs a handler. Before and after that, the handlers of signals that have arrived run.
 fn set_handler(signal: &Bound<'_, PyModule>, number: c_int, handler: &Py<PyAny>) -> PyResult<()> {
     signal.call_method1(intern!(signal.py(), "signal"), (number, handler)).map(drop)
 }
