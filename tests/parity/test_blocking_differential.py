@@ -34,7 +34,7 @@ RECEIVE_FLAGS = (
     std.MSG_ERRQUEUE | std.MSG_DONTWAIT,
 )  # fmt: skip
 SEND_FLAGS = (0, 0, 0, std.MSG_DONTWAIT)
-UDP_CORK = 1
+UDP_CORK, UDP_SEGMENT = 1, 103
 
 
 class Player:
@@ -78,6 +78,9 @@ class Player:
     def set_cork(self, is_on):
         self.sock.setsockopt(std.IPPROTO_UDP, UDP_CORK, is_on)
 
+    def set_segment(self, length):
+        self.sock.setsockopt(std.IPPROTO_UDP, UDP_SEGMENT, length)
+
     def shutdown(self, how):
         # With a timeout, tomada tries before it polls: it raises EPIPE at once, while the
         # standard module first waits for room in the peer's queue.
@@ -97,6 +100,12 @@ class Player:
         for index in range(count):
             self.peer.sendto(b"%d" % index * 10, self.sock.getsockname())
         # On a busy machine the kernel delivers later, and what another core sends may be first.
+        eventually(self.has_input)
+
+    def feed_run(self, length):
+        """Send one message that the kernel splits, but not for a socket with UDP_GRO."""
+        segment = [(std.IPPROTO_UDP, UDP_SEGMENT, struct.pack("H", length))]
+        self.peer.sendmsg([b"0123456789" * 2], segment, 0, self.sock.getsockname())
         eventually(self.has_input)
 
     def has_input(self):
@@ -202,6 +211,8 @@ def random_step(chance, family):
         (2 * (not is_ip), lambda: ("fill",)),
         (is_ip, lambda: ("set_cork", chance.random() < 0.5)),
         (is_ip, lambda: ("want_errors", chance.random() < 0.5)),
+        (is_ip, lambda: ("set_segment", chance.choice([0, 2, 1000]))),
+        (3 * is_ip, lambda: ("feed_run", chance.choice([1, 6, 10, 15]))),
     ]  # fmt: skip
     (maker,) = chance.choices([maker for _, maker in makers], [weight for weight, _ in makers])
     return maker()

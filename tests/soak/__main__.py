@@ -41,6 +41,7 @@ PROGRAMS = {
     "endpoints": "asyncio",
     "plain": "socket",
     "links": "server",
+    "tasks": "server",
     SINKS: "server",
 }
 # So that the memory in use includes Python's small objects. Free-threaded Python cannot take their

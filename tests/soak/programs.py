@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from importlib import util
 from typing import Any
 
 import tomada
@@ -30,6 +31,7 @@ from tests.soak.lanes import (
 )
 from tests.soak.links import Linked
 from tests.soak.loads import ask, ask_in_sessions, blast
+from tests.soak.tasks import Clients, Given, Trio, Unix, echo_in_turn
 from tests.soak.watch import look_around
 from tomada import _core
 
@@ -89,6 +91,19 @@ def links(run: Run) -> None:
             Served("server, DTLS", echo, ask_in_sessions(), dtls=context),
             sessions.Asking("DTLS clients behind a link"),
         ]
+    in_threads(run, *lanes)
+
+
+def tasks(run: Run) -> None:
+    """Async handlers, clients and endpoints on loops of their own, and given sockets."""
+    lanes: list[Lane] = [
+        Served("server, async handler", echo_in_turn, ask(clients=4)),
+        Given("server, given socket", echo, ask(clients=4)),
+        Unix("server, AF_UNIX"),
+        Clients("asyncio's clients"),
+    ]
+    if util.find_spec("trio") is not None:
+        lanes.append(Trio("trio, echo", ask(clients=4)))
     in_threads(run, *lanes)
 
 
