@@ -13,6 +13,7 @@ from typing import Any
 import tomada
 from tests.soak.account import REPLIES, Account, explained
 from tests.soak.loads import Load, Sent, running, settle
+from tests.soak.watch import workers
 
 HERE = ("127.0.0.1", 0)
 # Room for the datagrams that arrive while a lane waits for its core. The kernel may give less.
@@ -130,8 +131,11 @@ class Kept(Served):
     def pass_time(self, server: tomada.Server, seconds: float) -> None:
         time.sleep(seconds / 2)
         if self._rounds % self.LIFE == 0:
+            old = workers()
             server.replace_workers()
             self.deeds["workers replaced"] += self._options["workers"]
+            while old & workers():  # the sample after the round must not see two generations
+                time.sleep(0.01)
         self._rounds += 1
         time.sleep(seconds / 2)
 

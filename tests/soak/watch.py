@@ -87,6 +87,11 @@ def children(pid: int) -> Iterator[int]:
             yield from map(int, (task / "children").read_text().split())
 
 
+def workers() -> set[int]:
+    """Return the workers of this process's servers."""
+    return {worker for supervisor in children(os.getpid()) for worker in children(supervisor)}
+
+
 SELF = "itself"
 
 

@@ -1,7 +1,7 @@
 //! The fast part of an event loop: its turns, and callbacks that are scheduled. It works on the
 //! standard loop's own queues, handles and selector, so everything else remains the standard loop's.
 
-mod attributes;
+mod fields;
 mod heap;
 mod hub;
 mod standard;
@@ -17,9 +17,9 @@ use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError, PySystemExit};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyInt, PyList, PyString, PyTuple};
+use pyo3::types::{PyBool, PyDict, PyInt, PyList, PyTuple};
 
-use self::attributes::Attributes;
+use self::fields::Fields;
 pub(crate) use self::hub::ReadHub;
 use self::standard::Standard;
 pub(crate) use self::window::ReceiveWindow;
@@ -30,15 +30,14 @@ use crate::net::{Ready, ReadyEvents, Turns, hang_if_ended};
 #[pyclass(frozen, subclass, module = "tomada._core")]
 pub(crate) struct LoopCore {
     turns: Arc<Turns>,
-    attributes: Attributes,
+    fields: Fields,
     polled: Mutex<Option<Polled>>,
     /// Reused to avoid allocations.
     events: Mutex<ReadyEvents>,
 }
 
-/// The selector that the loop polls without calling it.
+/// The selector that the loop polls without calling it. Another selector replaces it.
 struct Polled {
-    selector: Py<PyAny>,
     /// Its attributes, among which a program may put another `select`.
     attributes: Py<PyDict>,
     epoll: Py<PyAny>,
@@ -67,7 +66,7 @@ impl LoopCore {
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
         Self {
             turns: Arc::default(),
-            attributes: Attributes::default(),
+            fields: Fields::default(),
             polled: Mutex::default(),
             events: Mutex::default(),
         }
@@ -76,7 +75,6 @@ impl LoopCore {
     /// Poll a selector of the class `selectors.EpollSelector` without calling it.
     fn _poll_directly(&self, selector: &Bound<'_, PyAny>) -> PyResult<()> {
         let polled = Polled {
-            selector: selector.clone().unbind(),
             attributes: selector.getattr("__dict__")?.cast_into()?.unbind(),
             epoll: selector.getattr("_selector")?.unbind(),
             keys: selector.getattr("_fd_to_key")?.cast_into()?.unbind(),
@@ -105,11 +103,11 @@ impl LoopCore {
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
         let standard = Standard::get(py)?;
-        if Self::is_checked(slf)? {
+        if slf.get().is_checked() {
             return slowly(standard.call_soon.bind(py), &[slf, callback], args, context);
         }
         let handle = standard.handle(&standard.handle_class, slf, callback, args, context)?;
-        let ready = Self::attribute(slf, intern!(py, "_ready"))?;
+        let (ready, _) = slf.get().fields.queues(py)?;
         ready.call_method1(intern!(py, "append"), (&handle,))?;
         Ok(handle)
     }
@@ -124,7 +122,7 @@ impl LoopCore {
         context: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
-        if delay.is_none() || Self::is_checked(slf)? {
+        if delay.is_none() || slf.get().is_checked() {
             let standard = Standard::get(py)?.call_later.bind(py);
             return slowly(standard, &[slf, delay, callback], args, context);
         }
@@ -143,9 +141,9 @@ impl LoopCore {
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
         let standard = Standard::get(py)?;
-        let scheduled = Self::attribute(slf, intern!(py, "_scheduled"))?;
+        let (_, scheduled) = slf.get().fields.queues(py)?;
         let (false, Ok(seconds), Ok(scheduled)) =
-            (Self::is_checked(slf)?, when.extract::<f64>(), scheduled.cast::<PyList>())
+            (slf.get().is_checked(), when.extract::<f64>(), scheduled.cast::<PyList>())
         else {
             return slowly(standard.call_at.bind(py), &[slf, when, callback], args, context);
         };
@@ -175,9 +173,9 @@ impl LoopCore {
         let others = options.map_or(0, PyDictMethods::len) - usize::from(context.is_some());
         let context = context.filter(|context| !context.is_none());
         if others == 0
-            && !Self::is_checked(slf)?
+            && !slf.get().is_checked()
             && fd.is_exact_instance_of::<PyInt>()
-            && let Some((epoll, keys)) = Self::polling(slf)?
+            && let Some((epoll, keys)) = slf.get().polling(py)?
             && !keys.contains(fd)?
         {
             let class = &standard.handle_class;
@@ -198,9 +196,9 @@ impl LoopCore {
         fd: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
-        if !Self::is_checked(slf)?
+        if !slf.get().is_checked()
             && fd.is_exact_instance_of::<PyInt>()
-            && let Some((epoll, keys)) = Self::polling(slf)?
+            && let Some((epoll, keys)) = slf.get().polling(py)?
             && let Some(key) = keys.get_item(fd)?
             && let key = key.cast_into::<PyTuple>()?
             && key.get_item(2)?.eq(EVENT_READ)?
@@ -218,14 +216,13 @@ impl LoopCore {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        self.attributes.traverse(&visit)?;
+        self.fields.traverse(&visit)?;
         let polled = match self.polled.try_lock() {
             Ok(polled) => polled,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return Ok(()), // a call is using it
         };
         if let Some(polled) = polled.as_ref() {
-            visit.call(&polled.selector)?;
             visit.call(&polled.attributes)?;
             visit.call(&polled.epoll)?;
             visit.call(&polled.keys)?;
@@ -234,8 +231,8 @@ impl LoopCore {
     }
 
     fn __clear__(&self) {
-        let polled = self.polled().take();
-        drop(polled);
+        self.stop_polling_directly();
+        self.fields.clear();
     }
 }
 
@@ -257,11 +254,10 @@ impl LoopCore {
     ///
     /// Up to `uncounted` callbacks may be waiting: they are the transports' own.
     pub(super) fn spare_time(slf: &Bound<'_, Self>, uncounted: usize) -> PyResult<Duration> {
-        let py = slf.py();
-        if Self::attribute(slf, intern!(py, "_ready"))?.len()? > uncounted {
+        let (ready, scheduled) = slf.get().fields.queues(slf.py())?;
+        if ready.len()? > uncounted {
             return Ok(Duration::ZERO);
         }
-        let scheduled = Self::attribute(slf, intern!(py, "_scheduled"))?;
         if scheduled.len()? == 0 {
             return Ok(LONGEST_DRAIN);
         }
@@ -270,37 +266,28 @@ impl LoopCore {
         Ok(until.clamp(SOON, LONGEST_DRAIN))
     }
 
-    /// An attribute that the standard loop keeps in the object.
-    fn attribute<'py>(
-        slf: &Bound<'py, Self>,
-        name: &Bound<'py, PyString>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        slf.get().attributes.get(slf, name)
-    }
-
     fn polled(&self) -> MutexGuard<'_, Option<Polled>> {
         self.polled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn stop_polling_directly(&self) {
+        let polled = self.polled().take();
+        drop(polled);
+    }
+
     /// Whether the loop is in debug mode, or closed: then the standard loop's code has more to do.
-    fn is_checked(slf: &Bound<'_, Self>) -> PyResult<bool> {
-        let py = slf.py();
-        Ok(Self::attribute(slf, intern!(py, "_debug"))?.is_truthy()?
-            || Self::attribute(slf, intern!(py, "_closed"))?.is_truthy()?)
+    fn is_checked(&self) -> bool {
+        self.fields.is_debug() || self.fields.is_closed()
     }
 
     /// The epoll and the keys of the loop's selector, if the selector need not be called.
     fn polling<'py>(
-        slf: &Bound<'py, Self>,
+        &self,
+        py: Python<'py>,
     ) -> PyResult<Option<(Bound<'py, PyAny>, Bound<'py, PyDict>)>> {
-        let py = slf.py();
-        let selector = Self::attribute(slf, intern!(py, "_selector"))?;
         let (attributes, epoll, keys) = {
-            let polled = slf.get().polled();
-            let Some(polled) = polled.as_ref().filter(|polled| polled.selector.is(&selector))
-            else {
-                return Ok(None);
-            };
+            let polled = self.polled();
+            let Some(polled) = polled.as_ref() else { return Ok(None) };
             let bound = |object: &Py<PyDict>| object.bind(py).clone();
             (bound(&polled.attributes), polled.epoll.bind(py).clone(), bound(&polled.keys))
         };
@@ -310,23 +297,19 @@ impl LoopCore {
 
     /// Returns the loop's queues; `None` if the standard loop's own code must run this turn.
     fn queues<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Queues<'py>>> {
-        let py = slf.py();
-        let Some((epoll, keys)) = Self::polling(slf)? else { return Ok(None) };
-        if Self::is_checked(slf)? || !Standard::get(py)?.is_unchanged(py)? {
+        let (py, this) = (slf.py(), slf.get());
+        let Some((epoll, keys)) = this.polling(py)? else { return Ok(None) };
+        if this.is_checked() || !Standard::get(py)?.is_unchanged(py)? {
             return Ok(None);
         }
-        let scheduled = Self::attribute(slf, intern!(py, "_scheduled"))?;
+        let (ready, scheduled) = this.fields.queues(py)?;
         let Ok(scheduled) = scheduled.cast_into::<PyList>() else { return Ok(None) };
         let cancelled = intern!(py, "_timer_cancelled_count");
         if scheduled.len() > MANY_TIMERS && slf.getattr(cancelled)?.gt(scheduled.len() / 2)? {
             return Ok(None);
         }
-        Ok(Some(Queues {
-            epoll: epoll.call_method0(intern!(py, "fileno"))?.extract()?,
-            keys,
-            ready: Self::attribute(slf, intern!(py, "_ready"))?,
-            scheduled,
-        }))
+        let epoll = epoll.call_method0(intern!(py, "fileno"))?.extract()?;
+        Ok(Some(Queues { epoll, keys, ready, scheduled }))
     }
 
     /// Polls, and calls what is ready, in the standard loop's order: callbacks that were waiting,
@@ -362,8 +345,7 @@ impl LoopCore {
     /// How long to wait for a descriptor, in milliseconds; -1 for ever.
     fn patience(slf: &Bound<'_, Self>, queues: &Queues<'_>) -> PyResult<c_int> {
         let Queues { ready, scheduled, .. } = queues;
-        let stopping = intern!(slf.py(), "_stopping");
-        if ready.len()? > 0 || Self::attribute(slf, stopping)?.is_truthy()? {
+        if ready.len()? > 0 || slf.get().fields.is_stopping() {
             return Ok(0);
         }
         if scheduled.is_empty() {
@@ -425,7 +407,7 @@ impl LoopCore {
             return Ok(());
         }
         let py = slf.py();
-        let resolution: f64 = Self::attribute(slf, intern!(py, "_clock_resolution"))?.extract()?;
+        let resolution: f64 = slf.getattr(intern!(py, "_clock_resolution"))?.extract()?;
         let now = time(slf)?;
         // The clock's value may be so large that adding its resolution changes nothing.
         let end = now + resolution.max(now.next_up() - now);
