@@ -81,8 +81,8 @@ def page(results: list[Result]) -> str:
 
 Libraries from PyPI, unchanged, each with its own client and server on one event loop in one thread.
 `tomada: asyncio` is `tomada.asyncio.run(main())`, and `tomada: auto` is
-`tomada.asyncio.run(main(), loop="auto")` with uvloop installed. Most of the time is spent in the
-libraries' own Python code, which no loop makes faster. To reproduce this page, run
+`tomada.asyncio.run(main(), loop="auto")` with uvloop installed. Where a loop makes little
+difference, most of the time is spent in the library's own Python code. To reproduce this page, run
 `make bench-programs`.
 
 ## Operations per second

@@ -74,6 +74,8 @@ class _EndpointOptions(_Options, total=False):
 
 # The core does their work instead of the standard loop, unless a subclass overrides one of them.
 _POLLING: Final = ("_process_events", "_add_callback")
+# The core's properties, with the names of the standard loop's attributes.
+_FIELDS: Final = ("_ready", "_scheduled", "_selector", "_debug", "_closed", "_stopping")
 
 
 class EventLoop(_core.LoopCore, asyncio.SelectorEventLoop):
@@ -85,6 +87,12 @@ class EventLoop(_core.LoopCore, asyncio.SelectorEventLoop):
     Use it with ``asyncio.run(main(), loop_factory=tomada.asyncio.EventLoop)`` or, before Python
     3.12, ``asyncio.Runner(loop_factory=tomada.asyncio.EventLoop)``.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in _FIELDS:
+            if getattr(cls, name) is not getattr(_core.LoopCore, name):
+                raise TypeError(f"{cls.__name__} must not replace {name} of the event loop")
 
     def __init__(self, selector: selectors.BaseSelector | None = None) -> None:
         selector = selectors.DefaultSelector() if selector is None else selector

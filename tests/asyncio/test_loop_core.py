@@ -12,6 +12,7 @@ import subprocess
 import sys
 import weakref
 from functools import partial
+from unittest import mock
 
 import pytest
 import uvloop
@@ -231,6 +232,61 @@ def test_other_selector_is_polled():
     with asyncio.Runner(loop_factory=lambda: tomada.asyncio.EventLoop(selector)) as runner:
         runner.run(asyncio.sleep(0))
         assert selector.calls
+
+
+class Wrapping(asyncio.SelectorEventLoop):
+    """A mixin that polls a selector of its own."""
+
+    def __init__(self, _selector):
+        self.polling = Polling()
+        super().__init__(self.polling)
+
+
+def test_selector_that_a_mixin_has_chosen_is_polled():
+    class Mixed(tomada.asyncio.EventLoop, Wrapping):
+        pass
+
+    with asyncio.Runner(loop_factory=Mixed) as runner:
+        runner.run(asyncio.sleep(0.01))
+        assert runner.get_loop().polling.calls
+
+
+def test_replaced_selector_is_polled_until_it_is_put_back(loop):
+    own, other = loop._selector, Polling()  # noqa: SLF001 - programs do
+    for key in own.get_map().values():
+        other.register(key.fileobj, key.events, key.data)
+    loop._selector = other  # noqa: SLF001
+    loop.run_until_complete(asyncio.sleep(0.01))
+    calls = other.calls
+    assert calls
+    loop._selector = own  # noqa: SLF001
+    loop.run_until_complete(asyncio.sleep(0.01))
+    assert other.calls == calls
+    other.close()
+
+
+@pytest.mark.parametrize("name", ["_ready", "_scheduled", "_selector", "_debug", "_closed"])
+def test_attribute_can_be_patched(loop, name):
+    before = getattr(loop, name)
+    patched = mock.Mock()
+    with mock.patch.object(loop, name, patched):
+        assert getattr(loop, name) is patched
+    assert getattr(loop, name) is before
+    loop.run_until_complete(asyncio.sleep(0))
+
+
+def test_attribute_that_is_missing_says_so():
+    loop = tomada.asyncio.EventLoop.__new__(tomada.asyncio.EventLoop)
+    with pytest.raises(AttributeError, match="_ready"):
+        loop._ready.clear()  # noqa: SLF001
+    with pytest.raises(AttributeError, match="_ready"):
+        tomada.asyncio.EventLoop.call_soon(loop, print)
+    loop._closed = True  # noqa: SLF001 - or it would warn
+
+
+def test_subclass_must_not_replace_an_attribute():
+    with pytest.raises(TypeError, match="Debugging must not replace _debug"):
+        type("Debugging", (tomada.asyncio.EventLoop,), {"_debug": True})
 
 
 def test_overridden_method_is_called():

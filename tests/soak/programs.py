@@ -31,7 +31,7 @@ from tests.soak.lanes import (
 )
 from tests.soak.links import Linked
 from tests.soak.loads import ask, ask_in_sessions, blast
-from tests.soak.tasks import Clients, Given, Trio, Unix, echo_in_turn
+from tests.soak.tasks import Async, Clients, Given, Trio, Unix
 from tests.soak.watch import look_around
 from tomada import _core
 
@@ -97,8 +97,8 @@ def links(run: Run) -> None:
 def tasks(run: Run) -> None:
     """Async handlers, clients and endpoints on loops of their own, and given sockets."""
     lanes: list[Lane] = [
-        Served("server, async handler", echo_in_turn, ask(clients=4)),
-        Given("server, given socket", echo, ask(clients=4)),
+        Async("server, async handler", ask(clients=4)),
+        Given("server, given socket", ask(clients=4)),
         Unix("server, AF_UNIX"),
         Clients("asyncio's clients"),
     ]

@@ -12,40 +12,63 @@ from typing import Any
 import tomada
 import tomada.asyncio
 from tests.soak.account import explained
-from tests.soak.lanes import HERE, Accounts, Lane, Served, echo
-from tests.soak.loads import Sent, running, settle, settling
+from tests.soak.lanes import HERE, Accounts, Counting, Lane, Served, echo
+from tests.soak.loads import Load, Sent, running, settle, settling
 from tests.soak.loops import enlarge
 from tomada import socket
 
 MANY = [b"%d" % number for number in range(200)]
 
 
-async def echo_in_turn(data: bytes, _address: Any) -> bytes:
-    """Reply when the other tasks have run."""
-    await asyncio.sleep(0)
-    return data
+class Async(Served):
+    """A server with an async handler, which counts its datagrams."""
+
+    def __init__(self, name: str, *loads: Load) -> None:
+        super().__init__(name, self._echo, *loads)
+        self._delivered = 0
+
+    async def _echo(self, data: bytes, _address: Any) -> bytes:
+        self._delivered += 1
+        await asyncio.sleep(0)  # the other tasks run
+        return data
+
+    def round(self, seconds: float) -> Accounts:
+        self._delivered = 0
+        accounts = super().round(seconds)
+        accounts[self.name].compare(self._delivered)
+        return accounts
 
 
 class Given(Served):
-    """A server on a socket that the program has opened, and keeps."""
+    """A server on a socket that the program has opened, and uses after it."""
+
+    def __init__(self, name: str, *loads: Load) -> None:
+        self._counting = Counting(echoes=True)
+        super().__init__(name, self._counting, *loads)
 
     def round(self, seconds: float) -> Accounts:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.bind(HERE)
             enlarge(sock)
             self.deeds["servers started"] += 1
-            with tomada.Server(None, self._handler, sock=sock) as server:
-                return self.account(server, seconds)
+            with tomada.Server(None, self._counting, sock=sock, takes="batch") as server:
+                accounts = self.account(server, seconds)
+            accounts[self.name].compare(self._counting.take())
+            sock.settimeout(60)
+            sock.sendto(b"own", sock.getsockname())
+            while sock.recv(2048) != b"own":
+                pass
+            return accounts
 
 
 class Unix(Lane):
     """A server with a path, and a sender that waits for room."""
 
     def round(self, seconds: float) -> Accounts:
-        until, sent = time.monotonic() + seconds, 0
+        until, sent, counting = time.monotonic() + seconds, 0, Counting()
         with (
             tempfile.TemporaryDirectory() as folder,
-            tomada.Server(str(Path(folder, "server")), lambda *_: None) as server,
+            tomada.Server(str(Path(folder, "server")), counting, takes="batch") as server,
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock,
         ):
             self.deeds["servers started"] += 1
@@ -55,7 +78,9 @@ class Unix(Lane):
                 sent += sock.send_many(MANY)
                 time.sleep(0.01)
             settle(lambda: explained(server.stats()), sent)
-            return self.accounts(Sent([], sent, sent), server.stats())
+            accounts = self.accounts(Sent([], sent, sent), server.stats())
+        accounts[self.name].compare(counting.take())
+        return accounts
 
 
 class Clients(Lane):
@@ -67,23 +92,30 @@ class Clients(Lane):
         return {}
 
     async def _ask(self, address: Any, seconds: float) -> None:
-        until = time.monotonic() + seconds
+        until, rounds = time.monotonic() + seconds, 0
         async with (
             tomada.asyncio.Client(address, timeout=60, key=bytes) as shared,
             tomada.asyncio.Client(address, timeout=60) as separate,
         ):
+            for client in (shared, separate):
+                await client.request(b"opens its socket")
             while time.monotonic() < until:
+                rounds += 1
                 for client in (shared, separate):
                     await self._ask_many(client)
             for client in (shared, separate):
                 stats = client.stats()
-                ended = stats.replies + stats.timeouts + stats.errors + stats.cancelled
-                if stats.requests != ended or stats.timeouts or stats.errors:
-                    raise RuntimeError(f"requests without an outcome: {stats}")
+                is_right = (
+                    stats.replies == 1 + rounds * len(MANY)
+                    and stats.cancelled == rounds
+                    and stats.requests == stats.replies + stats.cancelled
+                )
+                if not is_right:
+                    raise RuntimeError(f"{rounds} rounds, and not {stats}")
 
     async def _ask_many(self, client: tomada.asyncio.Client) -> None:
         asked = asyncio.create_task(client.request(b"cancelled"))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # it is sent
         asked.cancel()
         if await client.request_many(MANY) != MANY:
             raise RuntimeError("a reply to another request")

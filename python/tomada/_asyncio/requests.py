@@ -246,7 +246,8 @@ class TaskRequests:
                 self._start(batch, len(batch.requests), now)
         except OSError as error:
             self._fail_all(error)
-        self._flush()
+        finally:  # whatever the user's function or a signal handler raises
+            self._flush()
 
     def _on_readable(self) -> None:
         if self._is_flush_due:
@@ -262,6 +263,7 @@ class TaskRequests:
 
     def _answer(self, replies: dict[int, bytes]) -> None:
         outcomes = self._outcomes
+        outcome, reply = None, b""
         try:
             for index, reply in replies.items():
                 outcome = outcomes.pop(index, None)
@@ -272,7 +274,9 @@ class TaskRequests:
                 else:
                     self.replies += 1
                     outcome.set_result(reply)
-        except BaseException:  # a signal handler's: the others must not wait for ever
+        except BaseException:  # a signal handler's: no request must wait for ever
+            if outcome is not None and not outcome.done():
+                outcome.set_result(reply)
             self._answer({index: replies[index] for index in replies if index in outcomes})
             raise
 

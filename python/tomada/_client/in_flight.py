@@ -250,16 +250,22 @@ class InFlight:
     def _complete(self, replies: dict[int, bytes], now: float) -> None:
         """End requests, which are no longer in `requests`, with replies that arrived together."""
         pace, last = self.pace, None
-        for group in map(self._groups.pop, replies):
-            if group is not last:
-                last = group
-                if not group.exchange.is_complete:  # only a group's first reply gives a sample
-                    group.exchange.complete(now)
-            group.left -= 1
-            if group.charged:
-                group.charged -= 1
-                pace.used -= group.cost  # type: ignore[union-attr]
-        self.answered(replies)
+        try:
+            for group in map(self._groups.pop, replies):
+                if group is not last:
+                    last = group
+                    if not group.exchange.is_complete:  # only a group's first reply gives a sample
+                        group.exchange.complete(now)
+                group.left -= 1
+                if group.charged:
+                    group.charged -= 1
+                    pace.used -= group.cost  # type: ignore[union-attr]
+        except BaseException:  # a signal handler's
+            for index in replies:
+                self._groups.pop(index, None)
+            raise
+        finally:
+            self.answered(replies)
         if pace is not None and last is not None and last.exchange.attempts == 1:
             length = len(next(reversed(replies.values())))
             pace.answered(len(replies), length, now - last.sent_at, now)

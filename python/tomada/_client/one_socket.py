@@ -222,15 +222,19 @@ class Keyed(Shared):
             self.expect(index, data)
 
     def _find(self, data: bytes) -> int | None:
-        index = self._by_key.get(self._key(data))
+        key = self._key(data)
+        index = self._by_key.get(key)
         if index is None or index not in self.requests:
             return None  # late, a duplicate, or unrelated; or its request was not sent yet
-        del self._by_key[self._keys.pop(index)]
+        del self._by_key[key]
+        del self._keys[index]
         return index
 
     def _stop_expecting(self, index: int) -> None:
-        if index in self._keys:
-            del self._by_key[self._keys.pop(index)]
+        key = self._keys.get(index)
+        if self._by_key.get(key) == index:
+            del self._by_key[key]
+        self._keys.pop(index, None)
 
 
 def _raise(error: Exception) -> None:

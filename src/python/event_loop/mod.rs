@@ -36,8 +36,9 @@ pub(crate) struct LoopCore {
     events: Mutex<ReadyEvents>,
 }
 
-/// The selector that the loop polls without calling it. Another selector replaces it.
+/// The selector that the loop polls without calling it, unless a program replaces it.
 struct Polled {
+    selector: Py<PyAny>,
     /// Its attributes, among which a program may put another `select`.
     attributes: Py<PyDict>,
     epoll: Py<PyAny>,
@@ -75,6 +76,7 @@ impl LoopCore {
     /// Poll a selector of the class `selectors.EpollSelector` without calling it.
     fn _poll_directly(&self, selector: &Bound<'_, PyAny>) -> PyResult<()> {
         let polled = Polled {
+            selector: selector.clone().unbind(),
             attributes: selector.getattr("__dict__")?.cast_into()?.unbind(),
             epoll: selector.getattr("_selector")?.unbind(),
             keys: selector.getattr("_fd_to_key")?.cast_into()?.unbind(),
@@ -223,6 +225,7 @@ impl LoopCore {
             Err(TryLockError::WouldBlock) => return Ok(()), // a call is using it
         };
         if let Some(polled) = polled.as_ref() {
+            visit.call(&polled.selector)?;
             visit.call(&polled.attributes)?;
             visit.call(&polled.epoll)?;
             visit.call(&polled.keys)?;
@@ -231,14 +234,15 @@ impl LoopCore {
     }
 
     fn __clear__(&self) {
-        self.stop_polling_directly();
+        let polled = self.polled().take();
+        drop(polled);
         self.fields.clear();
     }
 }
 
 /// The objects that one turn works on.
 struct Queues<'py> {
-    epoll: RawFd,
+    epoll: Bound<'py, PyAny>,
     keys: Bound<'py, PyDict>,
     ready: Bound<'py, PyAny>,
     scheduled: Bound<'py, PyList>,
@@ -270,11 +274,6 @@ impl LoopCore {
         self.polled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn stop_polling_directly(&self) {
-        let polled = self.polled().take();
-        drop(polled);
-    }
-
     /// Whether the loop is in debug mode, or closed: then the standard loop's code has more to do.
     fn is_checked(&self) -> bool {
         self.fields.is_debug() || self.fields.is_closed()
@@ -287,7 +286,8 @@ impl LoopCore {
     ) -> PyResult<Option<(Bound<'py, PyAny>, Bound<'py, PyDict>)>> {
         let (attributes, epoll, keys) = {
             let polled = self.polled();
-            let Some(polled) = polled.as_ref() else { return Ok(None) };
+            let polled = polled.as_ref().filter(|one| self.fields.has_selector(&one.selector));
+            let Some(polled) = polled else { return Ok(None) };
             let bound = |object: &Py<PyDict>| object.bind(py).clone();
             (bound(&polled.attributes), polled.epoll.bind(py).clone(), bound(&polled.keys))
         };
@@ -308,7 +308,6 @@ impl LoopCore {
         if scheduled.len() > MANY_TIMERS && slf.getattr(cancelled)?.gt(scheduled.len() / 2)? {
             return Ok(None);
         }
-        let epoll = epoll.call_method0(intern!(py, "fileno"))?.extract()?;
         Ok(Some(Queues { epoll, keys, ready, scheduled }))
     }
 
@@ -362,10 +361,10 @@ impl LoopCore {
             py.check_signals()?; // one that came since Python code last ran would not end the wait
         }
         let lock = || this.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let epoll: RawFd = queues.epoll.call_method0(intern!(py, "fileno"))?.extract()?;
+        let most = queues.keys.len().clamp(1, MOST_EVENTS);
         // Taken out, because a callback may run the loop.
         let mut events = std::mem::take(&mut *lock());
-        let most = queues.keys.len().clamp(1, MOST_EVENTS);
-        let epoll = queues.epoll;
         let waited = py.detach(|| events.wait(epoll, most, milliseconds));
         let queued = match waited {
             Ok(()) => events.found().try_for_each(|ready| Self::queue(slf, queues, ready)),
