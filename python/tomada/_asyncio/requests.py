@@ -272,11 +272,12 @@ class TaskRequests:
                 if outcome.done():
                     self.cancelled += 1  # its task was cancelled, but has not run yet
                 else:
-                    self.replies += 1
                     outcome.set_result(reply)
+                    self.replies += 1
         except BaseException:  # a signal handler's: no request must wait for ever
             if outcome is not None and not outcome.done():
                 outcome.set_result(reply)
+                self.replies += 1
             self._answer({index: replies[index] for index in replies if index in outcomes})
             raise
 

@@ -64,7 +64,7 @@ class InFlight:
             in_flight.receive(in_flight.next_due())
             in_flight.make_due_attempts()
 
-    Each request ends in a call of :attr:`answered` or :attr:`failed`. Subclasses send requests
+    Each request ends with a call of :attr:`answered` or :attr:`failed`. Subclasses send requests
     and match each reply to its request.
     """
 
@@ -248,7 +248,10 @@ class InFlight:
             self.pace.discharge(group, number)
 
     def _complete(self, replies: dict[int, bytes], now: float) -> None:
-        """End requests, which are no longer in `requests`, with replies that arrived together."""
+        """Complete the requests of replies that arrived together.
+
+        The caller has already removed these requests from `requests`.
+        """
         pace, last = self.pace, None
         try:
             for group in map(self._groups.pop, replies):

@@ -104,95 +104,32 @@ fn missing(index: usize) -> PyErr {
     PyAttributeError::new_err(format!("the event loop has no attribute {:?}", NAMES[index]))
 }
 
-#[pymethods]
-impl LoopCore {
-    #[getter(_ready)]
-    fn get_ready(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        self.fields.get(py, READY)
-    }
+/// Makes one of the values a property.
+macro_rules! property {
+    ($index:ident, $name:ident, $get:ident, $set:ident, $delete:ident) => {
+        #[pymethods]
+        impl LoopCore {
+            #[getter($name)]
+            fn $get(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+                self.fields.get(py, $index)
+            }
 
-    #[setter(_ready)]
-    fn set_ready(&self, value: &Bound<'_, PyAny>) -> PyResult<()> {
-        self.fields.set(READY, Some(value))
-    }
+            #[setter($name)]
+            fn $set(&self, value: &Bound<'_, PyAny>) -> PyResult<()> {
+                self.fields.set($index, Some(value))
+            }
 
-    #[deleter(_ready)]
-    fn delete_ready(&self) -> PyResult<()> {
-        self.fields.set(READY, None)
-    }
-
-    #[getter(_scheduled)]
-    fn get_scheduled(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        self.fields.get(py, SCHEDULED)
-    }
-
-    #[setter(_scheduled)]
-    fn set_scheduled(&self, value: &Bound<'_, PyAny>) -> PyResult<()> {
-        self.fields.set(SCHEDULED, Some(value))
-    }
-
-    #[deleter(_scheduled)]
-    fn delete_scheduled(&self) -> PyResult<()> {
-        self.fields.set(SCHEDULED, None)
-    }
-
-    #[getter(_selector)]
-    fn get_selector(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        self.fields.get(py, SELECTOR)
-    }
-
-    #[setter(_selector)]
-    fn set_selector(&self, value: &Bound<'_, PyAny>) -> PyResult<()> {
-        self.fields.set(SELECTOR, Some(value))
-    }
-
-    #[deleter(_selector)]
-    fn delete_selector(&self) -> PyResult<()> {
-        self.fields.set(SELECTOR, None)
-    }
-
-    #[getter(_debug)]
-    fn get_debug(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        self.fields.get(py, DEBUG)
-    }
-
-    #[setter(_debug)]
-    fn set_debug(&self, value: &Bound<'_, PyAny>) -> PyResult<()> {
-        self.fields.set(DEBUG, Some(value))
-    }
-
-    #[deleter(_debug)]
-    fn delete_debug(&self) -> PyResult<()> {
-        self.fields.set(DEBUG, None)
-    }
-
-    #[getter(_closed)]
-    fn get_closed(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        self.fields.get(py, CLOSED)
-    }
-
-    #[setter(_closed)]
-    fn set_closed(&self, value: &Bound<'_, PyAny>) -> PyResult<()> {
-        self.fields.set(CLOSED, Some(value))
-    }
-
-    #[deleter(_closed)]
-    fn delete_closed(&self) -> PyResult<()> {
-        self.fields.set(CLOSED, None)
-    }
-
-    #[getter(_stopping)]
-    fn get_stopping(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        self.fields.get(py, STOPPING)
-    }
-
-    #[setter(_stopping)]
-    fn set_stopping(&self, value: &Bound<'_, PyAny>) -> PyResult<()> {
-        self.fields.set(STOPPING, Some(value))
-    }
-
-    #[deleter(_stopping)]
-    fn delete_stopping(&self) -> PyResult<()> {
-        self.fields.set(STOPPING, None)
-    }
+            #[deleter($name)]
+            fn $delete(&self) -> PyResult<()> {
+                self.fields.set($index, None)
+            }
+        }
+    };
 }
+
+property!(READY, _ready, get_ready, set_ready, delete_ready);
+property!(SCHEDULED, _scheduled, get_scheduled, set_scheduled, delete_scheduled);
+property!(SELECTOR, _selector, get_selector, set_selector, delete_selector);
+property!(DEBUG, _debug, get_debug, set_debug, delete_debug);
+property!(CLOSED, _closed, get_closed, set_closed, delete_closed);
+property!(STOPPING, _stopping, get_stopping, set_stopping, delete_stopping);
