@@ -1976,7 +1976,7 @@ class LoopCore:
         """Call a function at a given time, like :meth:`asyncio.loop.call_at`."""
 
     def _add_reader(
-        self, fd: Any, callback: Callable[..., object], *args: Any, **options: Any
+        self, fd: Any, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> Handle: ...
     def _remove_reader(self, fd: Any) -> bool: ...
 
@@ -2086,7 +2086,7 @@ class TransportCore:
     def set_limits(self, high: float | None, low: float | None) -> None:
         """Set the marks in bytes, like :meth:`asyncio.WriteTransport.set_write_buffer_limits`."""
 
-    def set_protocol(self, protocol: Any) -> None:
+    def set_protocol(self, protocol: Any, takes_batches: bool) -> None:
         """Set the protocol that datagrams are delivered to."""
 
     def raise_mistakes(self) -> None:

@@ -93,7 +93,8 @@ class SocketOptions:
             _core.trust_proxies(sock, self.proxy, self.proxy_flows)
         if self.guard is not None:
             sock.guard = self.guard
-        sock.spin = self.spin
+        if self.spin:
+            sock.spin = self.spin
         self.collect(sock)
         if (gro if self.gro is None else self.gro) and sock.family != socket.AF_UNIX:
             with contextlib.suppress(OSError):  # before Linux 5.0

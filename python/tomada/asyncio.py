@@ -265,7 +265,10 @@ async def create_datagram_endpoint(
     chosen = _DEFAULTS
     if not (gro is None and guard is None and pacing is None) or coalesce:
         chosen = SocketOptions(gro=gro, coalesce=coalesce, guard=guard, pacing=pacing)
-    maker = Maker(loop, chosen, _secured(dtls, server_hostname))
+    secured = None
+    if not (dtls is None and server_hostname is None):
+        secured = _secured(dtls, server_hostname)
+    maker = Maker(loop, chosen, secured)
     return await maker.make(protocol_factory, local_addr, remote_addr, **options)
 
 

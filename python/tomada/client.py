@@ -67,12 +67,13 @@ class Client:
     mistaken for the reply to another request. A ``match`` or ``key`` prevents this.
 
     **Waits.** The first wait is derived from the round-trip time, measured as in RFC 6298: ``SRTT +
-    max(50 ms, 4 * RTTVAR)``. Before the first measurement, it is one eighth of the timeout with the
-    default arguments, and at most 1 s. A retransmission doubles the first wait of later requests,
-    up to half the timeout, until a request that was sent only once is answered. The later waits
-    divide the rest of the timeout in proportion to the backoff: a request with the default
-    arguments is sent at 0, 125, 375 and 875 ms without a measurement, and at about 0, 50, 321 and
-    864 ms to a nearby server. The client skips a retransmission that could not be answered in time.
+    max(50 ms, 4 * RTTVAR)``, but at most half the timeout, or ``SRTT + 50 ms`` if that is longer.
+    Before the first measurement, it is one eighth of the timeout with the default arguments, and at
+    most 1 s. A retransmission doubles the first wait of later requests, within the same limit,
+    until a request that was sent only once is answered. The later waits divide the rest of the
+    timeout in proportion to the backoff: a request with the default arguments is sent at 0, 125,
+    375 and 875 ms without a measurement, and at about 0, 50, 321 and 864 ms to a nearby server. The
+    client skips a retransmission that could not be answered in time.
 
     Any number of threads may use a client at once. After ``fork``, a child process may use it too,
     and gets its own sockets. Close the client when you are done, or use it in a ``with`` statement.

@@ -1,6 +1,8 @@
 """The event loop's own turns: order, timers, exceptions, and programs that change the loop."""
 
 import asyncio
+import collections
+import contextlib
 import contextvars
 import gc
 import os
@@ -10,6 +12,7 @@ import signal
 import socket as std
 import subprocess
 import sys
+import time
 import weakref
 from functools import partial
 from unittest import mock
@@ -58,14 +61,14 @@ def test_timers_are_called_in_the_order_of_their_times(loop, cancelled):
     called = []
     chance = random.Random(cancelled)  # noqa: S311 - it repeats
     now = loop.time()
-    times = [chance.randrange(1000) * 1e-6 for _ in range(1000)]
-    timers = [(time, loop.call_at(now + time, called.append, time)) for time in times]
+    delays = [chance.randrange(1000) * 1e-6 for _ in range(1000)]
+    timers = [(delay, loop.call_at(now + delay, called.append, delay)) for delay in delays]
     kept = []
-    for time, timer in timers:
+    for delay, timer in timers:
         if chance.random() < cancelled:
             timer.cancel()
         else:
-            kept.append(time)
+            kept.append(delay)
     run_for(loop, lambda: len(called) == len(kept))
     assert called == sorted(kept)
 
@@ -312,9 +315,10 @@ def test_call_from_another_thread_wakes_the_loop(loop):
     loop.run_until_complete(wait())
 
 
-# Before CPython 3.15, the standard loop's method, which replaces a reader, takes no context.
-@pytest.mark.parametrize("is_watched", [False, True] if sys.version_info >= (3, 15) else [False])
-def test_reader_runs_in_the_given_context(loop, is_watched):
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("is_watched", [False, True])
+def test_reader_runs_in_the_given_context(loop, is_watched, debug):
+    loop.set_debug(debug)
     number, called = contextvars.ContextVar("number", default=0), []
     context = contextvars.copy_context()
     context.run(number.set, 1)
@@ -331,6 +335,113 @@ def test_reader_runs_in_the_given_context(loop, is_watched):
         with pytest.raises(TypeError, match="nonsense"):
             watch(print, nonsense=1)
     assert set(called) == {1}
+
+
+@pytest.mark.parametrize("method", ["call_soon", "call_later"])
+def test_context_that_is_in_use_is_refused_like_by_the_standard_loop(method):
+    def refusal(new_loop):
+        found, context = [], contextvars.copy_context()
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            loop = runner.get_loop()
+            loop.set_exception_handler(lambda _, about: found.append(about))
+            before = () if method == "call_soon" else (0,)
+            getattr(loop, method)(*before, fail, context=context)
+            context.run(run_for, loop, lambda: found)
+        (about,) = found
+        return about["message"], type(about["exception"]), str(about["exception"]).split(":")[0]
+
+    ours = refusal(tomada.asyncio.EventLoop)
+    assert ours[1] is RuntimeError
+    assert ours == refusal(asyncio.SelectorEventLoop)
+
+
+def test_context_may_be_any_object_that_runs_functions(loop):
+    class Context:
+        def run(self, callback, *args):
+            ran.append(callback)
+            callback(*args)
+
+    ran, called = [], []
+    loop.call_soon(called.append, 1, context=Context())
+    loop.call_later(0, called.append, 2, context=Context())
+    run_for(loop, lambda: called == [1, 2])
+    assert ran == [called.append, called.append]
+
+
+def test_handle_without_an_attribute_is_reported(loop):
+    handle = loop.call_soon(print)
+    del handle._callback  # noqa: SLF001 - nothing prevents it
+    loop.call_soon(loop.stop)
+    with pytest.raises(AttributeError, match="_callback"):
+        loop.run_forever()
+
+
+def test_replaced_clock_is_read(loop, monkeypatch):
+    monkeypatch.setattr(time, "monotonic", lambda: 2.0**40)
+    assert loop.time() == 2.0**40
+    timer = loop.call_later(1, print)
+    assert timer.when() == 2.0**40 + 1
+    monkeypatch.setattr(loop, "time", lambda: 5.0)
+    called = []
+    loop.call_at(4.0, called.append, 1)
+    loop.call_at(6.0, called.append, 2)
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    assert called == [1]
+
+
+@pytest.mark.parametrize("base", [asyncio.SelectorEventLoop, asyncio.BaseEventLoop])
+def test_replaced_clock_of_the_standard_loop_is_read(loop, monkeypatch, base):
+    # freezegun does it, so that the loop's clock goes on while time.monotonic() stands still.
+    monkeypatch.setattr(base, "time", lambda _: 7.0, raising=False)
+    assert loop.time() == 7.0
+    assert loop.call_later(1, print).when() == 8.0
+
+
+def test_clock_of_another_base_class_is_read():
+    class Other(asyncio.SelectorEventLoop):
+        def time(self):
+            return 7.0
+
+    class Both(tomada.asyncio.EventLoop, Other):
+        pass
+
+    class Own(tomada.asyncio.EventLoop, Other):
+        def time(self):
+            return super().time() + 1
+
+    with contextlib.closing(Both()) as loop:
+        assert loop.time() == 7.0
+    with contextlib.closing(Own()) as loop:
+        assert loop.call_later(1, print).when() == 9.0
+
+
+def test_any_object_with_a_run_method_may_wait(loop):
+    class Waiting:
+        _cancelled = False
+
+        def _run(self):
+            called.append(self)
+
+    called, waiting = [], Waiting()
+    loop._ready.append(waiting)  # noqa: SLF001 - programs do
+    run_for(loop, lambda: called == [waiting])
+
+
+def test_replaced_queue_of_callbacks_is_used(loop):
+    class Queue(collections.deque):
+        """Programs put one in the loop's place to see what it calls."""
+
+        def append(self, item):
+            seen.append(item)
+            super().append(item)
+
+    seen, called = [], []
+    loop._ready = Queue()  # noqa: SLF001 - programs do
+    handle = loop.call_soon(called.append, 1)
+    timer = loop.call_later(0, called.append, 2)
+    run_for(loop, lambda: called == [1, 2])
+    assert {handle, timer} <= set(seen)
 
 
 def test_timer_is_due_even_if_the_clocks_value_is_huge():

@@ -101,6 +101,12 @@ ACCEPTED = {
     "both": {"local_addr": ("127.0.0.1", 0), "remote_addr": ("127.0.0.2", 9)},
     "IPv6": {"local_addr": ("::1", 0), "remote_addr": ("::1", 9)},
     "a family alone": {"family": std.AF_INET},
+    "a family and a protocol": {"family": std.AF_INET6, "proto": std.IPPROTO_UDP},
+    "options that are off": {
+        "local_addr": ("127.0.0.1", 0),
+        **dict.fromkeys(("family", "proto", "flags"), 0),
+        **dict.fromkeys(("reuse_port", "allow_broadcast", "remote_addr", "sock")),
+    },
     "no name": {"family": std.AF_UNIX},
     "a protocol": {"local_addr": ("127.0.0.1", 0), "proto": std.IPPROTO_UDP},
     "flags": {"local_addr": ("127.0.0.1", 0), "flags": std.AI_NUMERICHOST},
@@ -115,7 +121,8 @@ ACCEPTED = {
 
 @pytest.mark.parametrize("arguments", ACCEPTED.values(), ids=ACCEPTED)
 def test_valid_arguments_make_the_same_socket(assert_same, arguments, speaks_ipv6):
-    if arguments.get("local_addr", ("", 0))[0] == "::1" and not speaks_ipv6:
+    is_ipv6 = arguments.get("family") == std.AF_INET6 or arguments.get("local_addr") == ("::1", 0)
+    if is_ipv6 and not speaks_ipv6:
         pytest.skip(NO_IPV6)
 
     async def case(open_one):
@@ -126,6 +133,9 @@ def test_valid_arguments_make_the_same_socket(assert_same, arguments, speaks_ipv
 
 REFUSED = {
     "nothing": ({}, ValueError),
+    "a family without a value": ({"local_addr": ("127.0.0.1", 0), "family": None}, TypeError),
+    "a socket that is none": ({"family": std.AF_INET, "sock": False}, AttributeError),
+    "a protocol of another kind": ({"family": std.AF_INET, "proto": std.IPPROTO_TCP}, OSError),
     "an address that is not a pair": ({"local_addr": "127.0.0.1"}, TypeError),
     "a pair too long": ({"local_addr": ("127.0.0.1", 0, 0)}, TypeError),
     "a port that is too high": ({"local_addr": ("127.0.0.1", 65536)}, Exception),

@@ -76,40 +76,56 @@ def test_transport_in_a_reference_cycle_with_its_socket_is_collected(new_loop):
     assert known() is None
 
 
-def test_interrupt_while_the_loop_reads_its_clock_ends_it():
-    class Interrupted(tomada.asyncio.EventLoop):
-        reads_left = math.inf
+class Interrupted(tomada.asyncio.EventLoop):
+    """A loop whose clock raises KeyboardInterrupt when it is read for the nth time."""
 
-        def time(self):
-            self.reads_left -= 1
-            if self.reads_left == 0:
-                raise KeyboardInterrupt
-            return super().time()
+    reads_left = math.inf
+    timer = None
 
-        def turn(self):
-            self.call_soon(self.stop)
+    def time(self):
+        self.reads_left -= 1
+        if self.reads_left == 0:
+            raise KeyboardInterrupt
+        return super().time()
+
+    def schedule(self):
+        self.timer = self.call_later(1000, print)
+
+    def turn(self, *, schedules):
+        if schedules:
+            self.call_soon(self.schedule)
+        self.call_soon(self.stop)
+        try:
             self.run_forever()
+        finally:
+            if schedules and self.timer is not None:
+                self.timer.cancel()
 
+
+# The next timer is the reason to read the clock: when a turn begins to run callbacks or, if there
+# was none yet, before datagrams are delivered.
+@pytest.mark.parametrize(("has_timer", "least"), [(True, 1), (False, 2)])
+def test_interrupt_while_the_loop_reads_its_clock_ends_it(has_timer, least):
     loop = Interrupted()
     try:
         transport, protocol = loop.run_until_complete(
             loop.create_datagram_endpoint(Recorder, local_addr=("127.0.0.1", 0))
         )
-        # The next timer is the reason to read the clock, also before datagrams are delivered.
-        loop.call_later(1000, print)
+        if has_timer:
+            loop.schedule()
         for reads in itertools.count(1):
             transport.sendto(b"%d" % reads, transport.get_extra_info("sockname"))
             loop.reads_left = reads
             try:
                 while len(protocol.payloads) < reads:
-                    loop.turn()
+                    loop.turn(schedules=not has_timer)
                 break
             except KeyboardInterrupt:
                 loop.reads_left = math.inf
             # It has cost no datagram.
             while len(protocol.payloads) < reads:
-                loop.turn()
-        assert reads > 2
+                loop.turn(schedules=not has_timer)
+        assert reads > least
         assert protocol.payloads == [b"%d" % number for number in range(1, reads + 1)]
         loop.reads_left = math.inf
         transport.close()

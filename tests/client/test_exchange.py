@@ -104,6 +104,15 @@ def test_attempt_that_cannot_be_answered_in_time_is_not_made():
     assert moments(Retry(1.0, 3), known(5.0)) == [1.0]
 
 
+@pytest.mark.parametrize("seconds", [0.34, 0.4, 0.9])
+def test_one_late_reply_leaves_time_for_a_second_attempt(seconds):
+    # SRTT + 4 * RTTVAR of a single sample is three times as long.
+    wait = max(0.5, seconds + LEAST_MARGIN)
+    assert known(seconds).first_wait(Retry(1.0, 3)) == pytest.approx(wait)
+    assert moments(Retry(1.0, 3), known(0.34))[0] == 0.5
+    assert len(moments(Retry(30.0, 3), known(12.0))) > 1
+
+
 def test_retransmitted_request_doubles_the_wait_and_is_not_a_sample():
     retry, round_trip = Retry(1.0, 3), RoundTrip()
     for wait in (0.25, 0.5, 0.5):

@@ -25,7 +25,11 @@ struct fault {
 };
 
 /* In the order of faults.CALLS. */
-enum { SOCKET, SOCKETPAIR, EVENTFD, FORK, THREAD, RECVMMSG, SENDMMSG, RECVFROM, SENDTO, CALLS };
+enum {
+    SOCKET, SOCKETPAIR, EVENTFD, FORK, THREAD,
+    RECVMMSG, SENDMMSG, RECVMSG, SENDMSG, RECVFROM, SENDTO,
+    CALLS
+};
 
 static struct fault *faults;
 
@@ -137,6 +141,18 @@ int sendmmsg(int fd, struct mmsghdr *messages, unsigned int count, unsigned int 
     }
     unsigned int most = -1 - LAST_SIGNAL - limit;
     return REAL(sendmmsg)(fd, messages, limit && most < count ? most : count, flags);
+}
+
+ssize_t recvmsg(int fd, struct msghdr *message, int flags)
+{
+    FAIL(RECVMSG);
+    return REAL(recvmsg)(fd, message, flags);
+}
+
+ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
+{
+    FAIL(SENDMSG);
+    return REAL(sendmsg)(fd, message, flags);
 }
 
 ssize_t recvfrom(int fd, void *restrict memory, size_t size, int flags,

@@ -27,9 +27,17 @@ CALLS = (
     "thread",
     "recvmmsg",
     "sendmmsg",
+    "recvmsg",
+    "sendmsg",
     "recvfrom",
     "sendto",
 )
+# The calls that tomada receives and sends with, depending on the number of messages, and on whether
+# they have control messages.
+GROUPS = {
+    "receive": ("recvmmsg", "recvmsg", "recvfrom"),
+    "send": ("sendmmsg", "sendmsg", "sendto"),
+}
 
 # In faults.c, a negative error down to -LAST_SIGNAL is a signal; a lower one is a limit.
 LAST_SIGNAL = 64
@@ -45,11 +53,15 @@ class Faults:
             self._memory = mmap.mmap(file.fileno(), len(CALLS) * FAULT.size)
 
     def set(self, call, error, times=ALWAYS):
-        """Make a call fail with an errno, this many times or until the number is set to 0."""
-        # The number is written last, because the library reads it first.
-        place = CALLS.index(call) * FAULT.size
-        self._memory[place : place + FAULT.size] = FAULT.pack(0, 0)
-        self._memory[place : place + FAULT.size] = FAULT.pack(error, times)
+        """Make a call fail with an errno, this many times or until the number is set to 0.
+
+        Of a group, each call fails as often.
+        """
+        for name in GROUPS.get(call, [call]):
+            # The number is written last, because the library reads it first.
+            place = CALLS.index(name) * FAULT.size
+            self._memory[place : place + FAULT.size] = FAULT.pack(0, 0)
+            self._memory[place : place + FAULT.size] = FAULT.pack(error, times)
 
     def signal(self, call, number):
         """Make a signal arrive during the next call with this name; the call itself succeeds."""

@@ -203,7 +203,7 @@ with tomada.Server(("127.0.0.1", 0), echo, workers=workers) as server:
     with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
         sock.settimeout(DEADLINE)
         sock.connect(server.address)
-        failing.set("recvmmsg", number, times=200)
+        failing.set("receive", number, times=200)
         for index in range(20):
             sock.send(b"%d" % index)
         assert [sock.recv(10) for _ in range(20)] == [b"%d" % index for index in range(20)]
@@ -222,7 +222,7 @@ with tomada.Server(("127.0.0.1", 0), echo, workers=workers) as server:
     with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
         sock.settimeout(DEADLINE)
         sock.connect(server.address)
-        failing.set("sendmmsg", number, times=3)
+        failing.set("send", number, times=3)
         for index in range(3):
             sock.send(b"%d" % index)
             eventually(lambda: server.stats().send_errors == index + 1)
@@ -245,16 +245,16 @@ async def main():
         Recorder, local_addr=("127.0.0.1", 0)
     )
     own = transport.get_extra_info("sockname")
-    for call in ("sendmmsg", "recvmmsg"):
+    for call in ("send", "receive"):
         failing.set(call, errno.ENOMEM, times=1)
         transport.sendto(call.encode(), own)
         await protocol.until(lambda: protocol.errors)
         assert [error.errno for error in protocol.errors] == [errno.ENOMEM]
         protocol.errors.clear()
-    failing.set("sendmmsg", 0)
+    failing.set("send", 0)
     transport.sendto(b"heard", own)
     # The first was not sent; the second was only received later.
-    assert await protocol.received(2) == [b"recvmmsg", b"heard"]
+    assert await protocol.received(2) == [b"receive", b"heard"]
     stats = transport.get_extra_info("stats")
     print(stats.sent, stats.received)
     transport.close()
@@ -273,7 +273,7 @@ with (
     receiver.bind(("127.0.0.1", 0))
     receiver.settimeout(DEADLINE)
     to = receiver.getsockname()
-    failing.set("sendmmsg", errno.ENOBUFS, times=1)
+    failing.set("sendmsg", errno.ENOBUFS, times=1)  # they are sent as a run
     error = attempt(sender.send_many, [b"1", b"2"], to)
     print(error, error.index, error.sent)
     # Each is longer than the one before, so that they are not sent as a run.

@@ -10,7 +10,7 @@ from typing import Any
 import tomada.asyncio
 from tests.soak.account import explained
 from tests.soak.lanes import BUFFER, HERE, Accounts, Lane
-from tests.soak.loads import Load, Sent, running, settling
+from tests.soak.loads import PAUSE, Load, Sent, running, settling
 from tomada import socket
 
 
@@ -71,7 +71,7 @@ class AsyncLane(Lane):
             return explained(now, run=self.run) - int(now.received) + delivered()
 
         for _ in settling(total, sent.total):
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(PAUSE)
         return sent
 
 
@@ -146,7 +146,7 @@ class Asking(AsyncLane):
             await self._answered()
             await self._refused()
             await self._silent()
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(PAUSE)
         return {}
 
     async def _answered(self) -> None:

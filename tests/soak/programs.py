@@ -31,8 +31,9 @@ from tests.soak.lanes import (
 )
 from tests.soak.links import Linked
 from tests.soak.loads import ask, ask_in_sessions, blast
+from tests.soak.proxies import Proxied
 from tests.soak.tasks import Async, Clients, Given, Trio, Unix
-from tests.soak.watch import look_around
+from tests.soak.watch import IS_FREE_THREADED, look_around
 from tomada import _core
 
 # The number of datagrams that the load generator sends as one run.
@@ -46,11 +47,10 @@ HAS_DTLS = hasattr(_core, "DtlsContext")
 
 
 def servers(run: Run) -> None:
-    """Servers of one process, opened and closed in each round."""
+    """Servers without workers, opened and closed in each round."""
     guard = tomada.Guard(rate=20_000, max_size=100, deny=[DENIED])
     batch: dict[str, Any] = {"takes": "batch"}
-    in_threads(
-        run,
+    lanes: list[Lane] = [
         Served("server, runs", Counting(), blast(200_000, gso=True), run=RUN, **batch),
         Served("server, echo of runs", echo, ask(window=32, gso=True), run=32),
         Served("server, echo", Counting(echoes=True), ask(clients=4), **batch),
@@ -64,7 +64,11 @@ def servers(run: Run) -> None:
             **batch,
         ),
         Served("server, overrun", echo_short, blast(60_000, size=512), rcvbuf=SMALL_BUFFER),
-    )
+        Proxied("server behind a proxy"),
+    ]
+    if IS_FREE_THREADED:
+        lanes.append(Served("server, threads", echo, ask(clients=4), threads=2))
+    in_threads(run, *lanes)
 
 
 def workers(run: Run) -> None:
@@ -90,6 +94,7 @@ def links(run: Run) -> None:
         lanes += [
             Served("server, DTLS", echo, ask_in_sessions(), dtls=context),
             sessions.Asking("DTLS clients behind a link"),
+            sessions.Wrapped("DTLS sockets"),
         ]
     in_threads(run, *lanes)
 

@@ -20,6 +20,10 @@ END = "<!-- End of the text written by `make soak`. -->"
 Rows = list[list[str]]
 
 TRAFFIC = ["traffic", "sent", "received", "refused", "dropped", "filtered", "killed", "unexplained"]
+COUNTS = (
+    *("sent", "received", "refused", "kernel_drops", "filter_drops"),
+    *("lost_with_killed", "unexplained"),
+)
 PROCESSES = [
     *("process", "samples", "resident", "growth", "private growth", "in use growth"),
     *("descriptors", "threads"),
@@ -27,19 +31,14 @@ PROCESSES = [
 
 
 def traffic(lanes: dict[str, dict[str, int]]) -> Rows:
-    names = (
-        *("sent", "received", "refused", "kernel_drops", "filter_drops"),
-        *("lost_with_killed", "unexplained"),
-    )
     return [
-        [lane, *(f"{counts[name]:,}" for name in names)]
+        [lane, *(f"{counts[name]:,}" for name in COUNTS)]
         for lane, counts in [*lanes.items(), ("**all**", total(lanes))]
     ]
 
 
 def total(lanes: dict[str, dict[str, int]]) -> dict[str, int]:
-    names = next(iter(lanes.values()), {})
-    return {name: sum(counts[name] for counts in lanes.values()) for name in names}
+    return {name: sum(counts[name] for counts in lanes.values()) for name in COUNTS}
 
 
 def processes(found: list[dict[str, Any]]) -> Rows:

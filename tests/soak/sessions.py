@@ -1,4 +1,4 @@
-"""Lanes of DTLS: clients of a server, behind a link that impairs the network between them."""
+"""Lanes of DTLS: clients behind a link that impairs the network, and sockets that are wrapped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tomada
 from benches.programs.sessions import client_context, server_context
 from benches.session_loads import identity
 from tests.soak.lanes import HERE, Accounts, Lane, echo
-from tomada import socket, testing
+from tomada import dtls, socket, testing
 
 # The impairments of a network that is worse than most.
 POOR: dict[str, Any] = {"loss": 0.05, "duplicate": 0.05, "reorder": 0.05, "log_size": 0}
@@ -67,4 +67,32 @@ class Asking(Lane):
             if list(client.request_many(MANY)) != MANY:
                 raise RuntimeError("a reply to another request")
         self.deeds["DTLS clients behind a link"] += 1
+        self.deeds["requests answered over DTLS"] += len(MANY)
+
+
+class Wrapped(Lane):
+    """Sockets that are wrapped, ask, and end their session. Their replies are compared, too."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._server_side = new_server_context()
+
+    def round(self, seconds: float) -> Accounts:
+        until = time.monotonic() + seconds
+        client_side = client_context()
+        with tomada.Server(apart(), echo, dtls=self._server_side) as server:
+            while time.monotonic() < until:
+                self._ask(server.address, client_side)
+        return {}
+
+    def _ask(self, address: Any, context: Any) -> None:
+        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        plain = socket.socket(family, socket.SOCK_DGRAM)
+        plain.settimeout(PATIENCE)
+        plain.connect(address)
+        with dtls.wrap_socket(plain, context) as sock:
+            sock.send_many(MANY)
+            if sorted(sock.recv(2048) for _ in MANY) != sorted(MANY):
+                raise RuntimeError("a reply to another request")
+        self.deeds["sockets wrapped"] += 1
         self.deeds["requests answered over DTLS"] += len(MANY)

@@ -13,7 +13,7 @@ import tomada
 import tomada.asyncio
 from tests.soak.account import explained
 from tests.soak.lanes import HERE, Accounts, Counting, Lane, Served, echo
-from tests.soak.loads import Load, Sent, running, settle, settling
+from tests.soak.loads import PAUSE, Load, Sent, running, settle, settling
 from tests.soak.loops import enlarge
 from tomada import socket
 
@@ -154,7 +154,7 @@ class Trio(Lane):
                 return explained(stats) - int(stats.received) + self._delivered
 
             for _ in settling(total, sent.total):
-                await trio.sleep(0.01)
+                await trio.sleep(PAUSE)
             nursery.cancel_scope.cancel()
             stats = endpoint.stats()
         accounts = self.accounts(sent, stats, replies=stats.sent)

@@ -157,7 +157,7 @@ def test_send_many_with_a_kernel_that_always_fails(faulty, error, size, count):
 number, size, count = map(int, sys.argv[1:])
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 sock.bind(("127.0.0.1", 0))
-failing.set("sendmmsg", number)
+failing.set("send", number)
 failures = sock.send_many([bytes(size)] * count, sock.getsockname(), errors="continue")
 assert [index for index, _ in failures] == list(range(count))
 assert all(error.errno == number and error.index == index for index, error in failures)
@@ -180,14 +180,16 @@ sock.settimeout(DEADLINE)
 failing.limit("sendmmsg", most)
 datagrams = [bytes(size + (number % 64 == 0)) for number in range(200)]
 failures = sock.send_many(datagrams, sock.getsockname(), errors="continue")
-assert len(failures) == (0 if most else 200), failures
+# If it takes nothing, the last message is sent all the same: alone, by another call.
+taken = datagrams[len(failures):]
+assert len(taken) in range(1, 65) if not most else not failures, failures
 received = []
-while len(received) < (200 if most else 0):
+while len(received) < len(taken):
     received += [data for data, _ in sock.recv_many()]
-assert received == (datagrams if most else []), "not each once, or not in order"
-print(sock.stats().sent)
+assert received == taken, "not each once, or not in order"
+print(sock.stats().sent == len(taken))
 """
-    assert faulty.run(START + program, size, most) == f"{200 if most else 0}\n"
+    assert faulty.run(START + program, size, most) == "True\n"
 
 
 @pytest.mark.usefixtures("interruptible")
@@ -196,7 +198,7 @@ def test_send_many_with_a_kernel_that_takes_nothing_obeys_ctrl_c(faulty):
 import _thread
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 sock.bind(("127.0.0.1", 0))
-failing.set("sendmmsg", errno.EINTR)
+failing.set("send", errno.EINTR)
 threading.Timer(0.05, _thread.interrupt_main).start()
 try:
     sock.send_many([b"x"] * 5000, sock.getsockname(), errors="continue")
@@ -209,11 +211,12 @@ except KeyboardInterrupt:
 def test_server_gives_up_replies_if_the_kernel_always_returns_eintr(faulty):
     program = """
 with tomada.Server(("127.0.0.1", 0), echo) as server:
-    failing.set("sendmmsg", errno.EINTR)
+    failing.set("send", errno.EINTR)
     with std.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.sendto(b"ping", server.address)
+        client.connect(server.address)
+        client.send(b"ping")
         eventually(lambda: server.stats().send_errors == 1)
-    failing.set("sendmmsg", 0)
+    failing.set("send", 0)
     assert ask(server.address) == b"ping"
 print("served")
 """

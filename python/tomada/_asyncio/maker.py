@@ -63,10 +63,11 @@ class Maker:
         remote_addr: Any = None,
         **options: Any,
     ) -> tuple[DatagramTransport, Any]:
-        if self._secured is None and not self._debug and options.keys() <= {"family"}:
-            direct = open_directly(self._loop, local_addr, remote_addr, **options)
-            if direct is not None:
-                return await self._make_of(direct, protocol_factory)
+        direct = self._open_directly(local_addr, remote_addr, options)
+        if direct is not None:
+            # A socket without a peer raises an exception when asked for it, which takes longer.
+            extra = {"peername": None} if remote_addr is None else None
+            return await self._make_of(direct, protocol_factory, extra)
         sock: Any = options.get("sock")
         if self._secured is not None:
             if sock is not None:
@@ -95,8 +96,18 @@ class Maker:
                 self._given.restore_mode()
         return result
 
+    def _open_directly(
+        self, local_addr: Any, remote_addr: Any, options: dict[str, Any]
+    ) -> socket | None:
+        if self._secured is not None or self._debug:
+            return None
+        given = {name: value for name, value in options.items() if not _is_default(name, value)}
+        if not given.keys() <= {"family", "proto"}:
+            return None
+        return open_directly(self._loop, local_addr, remote_addr, **given)
+
     async def _make_of(
-        self, sock: socket, protocol_factory: Callable[[], Any]
+        self, sock: socket, protocol_factory: Callable[[], Any], extra: dict[str, Any] | None
     ) -> tuple[DatagramTransport, Any]:
         """Create a transport and a protocol for a socket that was opened for them."""
         try:
@@ -105,7 +116,7 @@ class Maker:
             sock.close()
             raise
         waiter = self._loop.create_future()
-        transport = self._make_transport(sock, sock, protocol, None, waiter)
+        transport = self._make_transport(sock, sock, protocol, None, waiter, extra)
         try:
             await waiter
         except BaseException:
@@ -138,6 +149,7 @@ class Maker:
         protocol: Any,
         address: Any,
         waiter: asyncio.Future[None],
+        extra: dict[str, Any] | None = None,
     ) -> DatagramTransport:
         restore = None
         try:
@@ -158,6 +170,7 @@ class Maker:
                 protocol,
                 address,
                 waiter,
+                extra,
                 shown=shown,
                 delivers=self._delivers,
                 restore=restore,
@@ -172,6 +185,19 @@ class Maker:
             raise
         self._is_made = True
         return transport
+
+
+def _is_default(name: str, value: object) -> bool:
+    """Return whether an option of ``create_datagram_endpoint`` does nothing."""
+    match name:
+        case "family" | "proto":
+            return value == 0
+        case "flags" | "reuse_port" | "allow_broadcast":
+            return not value
+        case "sock":
+            return value is None
+        case _:
+            return False
 
 
 class _Failed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket as _std
 from asyncio import base_events
 from typing import TYPE_CHECKING, Any
@@ -15,11 +14,15 @@ if TYPE_CHECKING:
 
 _KIND = _std.SOCK_DGRAM | _std.SOCK_NONBLOCK
 _CLASSES = (_std.socket, socket)
+_FAMILIES = (_std.AF_INET, _std.AF_INET6)
+_PROTOCOLS = (0, _std.IPPROTO_UDP)
 # Resolves an address as the standard library does; returns None if that needs a resolver.
 _resolve: Any = base_events._ipaddr_info  # type: ignore[attr-defined]
 
 
-def open_directly(loop: Any, local_addr: Any, remote_addr: Any, family: int = 0) -> socket | None:
+def open_directly(
+    loop: Any, local_addr: Any, remote_addr: Any, family: int = 0, proto: int = 0
+) -> socket | None:
     """Open, bind and connect a socket as ``create_datagram_endpoint`` does.
 
     This returns ``None`` if an address is not numeric or anything fails. The standard library's own
@@ -30,13 +33,18 @@ def open_directly(loop: Any, local_addr: Any, remote_addr: Any, family: int = 0)
         return None
     if "sock_connect" in getattr(loop, "__dict__", ()):
         return None
-    with contextlib.suppress(Exception):
-        family, local = _numeric(local_addr, family)
-        family, remote = _numeric(remote_addr, family)
+    try:
+        family, local = _numeric(local_addr, family, proto)
+        family, remote = _numeric(remote_addr, family, proto)
         if remote is not None and not remote[1]:
             return None  # getpeername() fails on a socket that is connected to port 0
+        if proto not in _PROTOCOLS or family not in _FAMILIES:
+            return None  # an AF_UNIX socket, or an exception
         if local is not remote:  # otherwise, both are None
-            return _open(family, local, remote)
+            proto = _std.IPPROTO_UDP
+        return _open(family, proto, local, remote)
+    except Exception:  # noqa: BLE001, S110 - the standard library's code raises it again
+        pass
     return None
 
 
@@ -51,19 +59,19 @@ async def look_up(
         raise
 
 
-def _numeric(address: Any, family: int) -> tuple[int, Any]:
+def _numeric(address: Any, family: int, proto: int) -> tuple[int, Any]:
     """Return the family and the socket module's form of an address, which may be ``None``."""
     if address is None:
         return family, None
     host, port = address
     if type(address) is not tuple or type(host) is not str or type(port) is not int:
         raise TypeError
-    family, _, _, _, name = _resolve(host, port, family, _std.SOCK_DGRAM, 0)
+    family, _, _, _, name = _resolve(host, port, family, _std.SOCK_DGRAM, proto)
     return family, name
 
 
-def _open(family: int, local: Any, remote: Any) -> socket:
-    sock = socket(family, _KIND, _std.IPPROTO_UDP)
+def _open(family: int, proto: int, local: Any, remote: Any) -> socket:
+    sock = socket(family, _KIND, proto)
     try:
         if local is not None:
             sock.bind(local)

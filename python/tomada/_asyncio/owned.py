@@ -18,14 +18,13 @@ _transports = WeakKeyDictionary()
 _WATCHING = ("add_reader", "remove_reader", "add_writer", "remove_writer")
 
 
-def own(loop: Any, transport: DatagramTransport, *descriptors: int) -> None:
-    """Reserve descriptors for a transport until it closes."""
+def own(loop: Any, transport: DatagramTransport, fd: int) -> None:
+    """Reserve a descriptor for a transport until it closes."""
     if isinstance(loop, asyncio.SelectorEventLoop):
         transports = loop._transports  # type: ignore[attr-defined]
     else:
         transports = _transports.setdefault(loop, WeakValueDictionary())
-    for fd in descriptors:
-        transports[fd] = transport
+    transports[fd] = transport
 
 
 def check(loop: Any, fileobj: Any) -> None:

@@ -12,6 +12,7 @@ from tomada._asyncio.owned import unchecked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Context
 
 # A loop's reader callback keeps its hub alive until the loop is closed.
 _hubs: WeakKeyDictionary[asyncio.AbstractEventLoop, ReferenceType[_core.ReadHub]]
@@ -32,6 +33,7 @@ class ReadWatch:
         self._fd = fd
         self._loop: Any = loop
         self._is_direct = isinstance(loop, asyncio.SelectorEventLoop)
+        self._takes_context = isinstance(loop, _core.LoopCore)
         # A selector loop polls for events before it runs the tasks that the previous events woke.
         # So the first event after a wake-up is about the same datagram, which the task has received
         # by the time the callback runs.
@@ -39,12 +41,14 @@ class ReadWatch:
         if not self._is_direct:
             _hub(loop)
 
-    def start(self, callback: Callable[..., object], *args: Any) -> None:
-        """Call back whenever the socket has a datagram or an error."""
-        if self._is_direct:
-            self._loop._add_reader(self._fd, callback, *args)
+    def start(self, callback: Callable[[], object], context: Context | None = None) -> None:
+        """Call back, in a context, whenever the socket has a datagram or an error."""
+        if self._takes_context:
+            self._loop._add_reader(self._fd, callback, context=context)
+        elif self._is_direct:
+            self._loop._add_reader(self._fd, *_in(context, callback))
         else:
-            _hub(self._loop).add(self._fd, callback, *args)
+            _hub(self._loop).add(self._fd, *_in(context, callback))
 
     def stop(self) -> None:
         """Stop calling back. Call this before the descriptor is closed."""
@@ -75,9 +79,10 @@ class WindowWatch:
         self._is_open = False
         self._call: Callable[[], object]
 
-    def start(self, callback: Callable[..., object], *args: Any) -> None:
-        """Call back at the end of each window."""
-        self._call = functools.partial(callback, *args)
+    def start(self, callback: Callable[[], object], context: Context | None = None) -> None:
+        """Call back, in a context, at the end of each window."""
+        call, *args = _in(context, callback)
+        self._call = functools.partial(call, *args)
         self._timer_watch.start(self._on_end)
         self._begin()
 
@@ -120,25 +125,21 @@ def watch_of(loop: asyncio.AbstractEventLoop, sock: Any) -> ReadWatch | WindowWa
     return WindowWatch(loop, sock) if sock.coalesce else ReadWatch(loop, sock._descriptor())
 
 
-class RoomWatch:
-    """Calls back while a transport's socket has room to send datagrams."""
+def watch_for_room(loop: Any, fd: int, callback: Callable[..., object]) -> None:
+    """Call back whenever a transport's socket has room to send datagrams."""
+    is_direct = isinstance(loop, asyncio.SelectorEventLoop)
+    (loop._add_writer if is_direct else unchecked(loop.add_writer))(fd, callback)
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
-        self._fd = fd
-        self._loop: Any = loop
-        self._is_direct = isinstance(loop, asyncio.SelectorEventLoop)
 
-    def start(self, callback: Callable[..., object]) -> None:
-        """Call back whenever there is room."""
-        loop = self._loop
-        add = loop._add_writer if self._is_direct else unchecked(loop.add_writer)
-        add(self._fd, callback)
+def stop_watching_for_room(loop: Any, fd: int) -> None:
+    """Stop calling back. Call this before the descriptor is closed."""
+    is_direct = isinstance(loop, asyncio.SelectorEventLoop)
+    (loop._remove_writer if is_direct else unchecked(loop.remove_writer))(fd)
 
-    def stop(self) -> None:
-        """Stop calling back. Call this before the descriptor is closed."""
-        loop = self._loop
-        remove = loop._remove_writer if self._is_direct else unchecked(loop.remove_writer)
-        remove(self._fd)
+
+def _in(context: Context | None, callback: Callable[[], object]) -> tuple[Any, ...]:
+    """Return a function that calls back in a context, and its arguments."""
+    return (callback,) if context is None else (context.run, callback)
 
 
 def _hub(loop: asyncio.AbstractEventLoop) -> _core.ReadHub:

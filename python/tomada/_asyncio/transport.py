@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from tomada import _core
 from tomada._asyncio.owned import own
-from tomada._asyncio.read_watch import RoomWatch, watch_of
+from tomada._asyncio.read_watch import stop_watching_for_room, watch_for_room, watch_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -92,14 +92,14 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         connection_made = protocol.connection_made  # fails before there is anything to close
         self._loop: Any = loop
         self._read_watch = watch_of(loop, sock)
-        self._room_watch = RoomWatch(loop, sock._descriptor())
         self._sock: Any = sock
         self._sock_fd = sock._descriptor()
         self._shown: Any = sock if shown is None else shown
         self._extra: dict[str, Any] = {} if extra is None else extra
         self._extra["socket"] = TransportSocket(self._shown)
         self._extra["sockname"] = _name(sock.getsockname)
-        self._extra.setdefault("peername", _name(sock.getpeername))
+        if "peername" not in self._extra:
+            self._extra["peername"] = _name(sock.getpeername)
         self._context: contextvars.Context | None = None  # for delivering datagrams
 
         peername = self._extra["peername"]
@@ -139,13 +139,12 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         # If its owner closes the socket, the descriptor must stay open until the transport is
         # closed: libuv aborts the process if a watched descriptor is gone.
         self._sock._io_refs += 1
-        own(self._loop, self, self._sock_fd, self._shown.fileno())
+        own(self._loop, self, self._sock_fd)
+        if self._shown is not self._sock:
+            own(self._loop, self, self._shown.fileno())
 
         self._loop.call_soon(connection_made, self)
-        # Start reading, and wake the waiter, after connection_made was called.
-        self._loop.call_soon(self._start_reading)
-        if waiter is not None:
-            self._loop.call_soon(_wake_up, waiter)
+        self._loop.call_soon(self._start_reading, waiter)
 
     def __repr__(self) -> str:
         info = [type(self).__name__]
@@ -208,14 +207,19 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         if self._loop.get_debug():
             _logger.debug("%r resumes reading", self)
 
-    def _start_reading(self) -> None:
-        if self._core.start_reading():
-            self._watch()
+    def _start_reading(self, waiter: asyncio.Future[None] | None) -> None:
+        """Begin after connection_made was called, and wake the task that opens the transport."""
+        try:
+            if self._core.start_reading():
+                self._watch()
+        finally:
+            if waiter is not None and not waiter.cancelled():
+                waiter.set_result(None)
 
     def _watch(self) -> None:
         if self._context is None:
             self._context = contextvars.copy_context()
-        self._read_watch.start(self._context.run, self._core.read_ready)
+        self._read_watch.start(self._core.read_ready, self._context)
         if self._sock.pending:
             self._act("deliver")
 
@@ -260,7 +264,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
 
     def _watch_for_room(self) -> None:
         if self._core.is_full:
-            self._room_watch.start(self._on_room)
+            watch_for_room(self._loop, self._sock_fd, self._on_room)
 
     def _on_room(self) -> None:
         found_room = self._core.write_ready()
@@ -270,10 +274,10 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             # An unconnected AF_UNIX socket is writable even if its peer's queue is full, and
             # nothing reports when there is room: retry after a while, without keeping the loop
             # busy.
-            self._room_watch.stop()
+            stop_watching_for_room(self._loop, self._sock_fd)
             self._loop.call_later(PAUSE, self._watch_for_room)
         elif self._stops_at_errors:
-            self._room_watch.stop()
+            stop_watching_for_room(self._loop, self._sock_fd)
             self._watch_for_room()
 
     # Steps that the core requests
@@ -284,7 +288,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             case "watch":
                 self._watch_for_room()
             case "unwatch":
-                self._room_watch.stop()
+                stop_watching_for_room(self._loop, self._sock_fd)
             case "pause_writing" | "resume_writing":
                 self._tell(step)
             case "lose":
@@ -319,7 +323,8 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """Set a new protocol."""
         self._protocol: asyncio.BaseProtocol | None = protocol
-        self._core.set_protocol(protocol)
+        # Looked up on the type, not on the instance: some protocols have every attribute.
+        self._core.set_protocol(protocol, hasattr(type(protocol), "datagrams_received"))
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         """Return the current protocol."""
@@ -376,8 +381,3 @@ def _name(ask: Any) -> Any:
         return ask()
     except OSError:
         return None
-
-
-def _wake_up(waiter: asyncio.Future[None]) -> None:
-    if not waiter.cancelled():
-        waiter.set_result(None)

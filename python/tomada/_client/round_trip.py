@@ -28,8 +28,11 @@ class RoundTrip:
 
     The smoothed round trip and its variation are those of RFC 6298. The wait is ``SRTT + 4 *
     RTTVAR``, and longer than SRTT by at least 50 ms (or by the first wait of a shorter request). A
-    request that was sent twice does not give a sample (Karn's algorithm). Instead the wait doubles,
-    up to half of the timeout, until a request that was sent once is answered.
+    request that was sent twice does not give a sample (Karn's algorithm). Instead the wait doubles
+    until a request that was sent once is answered.
+
+    Unless the server is so slow that SRTT requires more, the wait is at most half of the timeout: a
+    variation that one late reply has raised does not stop requests from being sent again.
 
     Several threads may use it at once; one of two simultaneous samples may be lost.
     """
@@ -77,9 +80,10 @@ class RoundTrip:
         """Return how long to wait before the first retransmission, in seconds."""
         if retry.count == 1:
             return retry.timeout
-        if self._measured is None:
-            wait = retry.first_wait
-        else:
+        wait, needed = retry.first_wait, 0.0
+        if self._measured is not None:
             smoothed, variation = self._measured
-            wait = smoothed + max(min(LEAST_MARGIN, retry.first_wait), 4 * variation)
-        return min(max(wait, min(self._backed_off, retry.timeout / 2)), retry.timeout)
+            needed = smoothed + min(LEAST_MARGIN, retry.first_wait)
+            wait = max(needed, smoothed + 4 * variation)
+        limit = min(max(needed, retry.timeout / 2), retry.timeout)
+        return min(max(wait, self._backed_off), limit)

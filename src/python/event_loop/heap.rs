@@ -4,7 +4,7 @@
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
-use super::when;
+use super::handle::Handles;
 
 /// Adds a timer.
 pub(super) fn push(heap: &Bound<'_, PyList>, timer: Bound<'_, PyAny>, time: f64) -> PyResult<()> {
@@ -14,6 +14,7 @@ pub(super) fn push(heap: &Bound<'_, PyList>, timer: Bound<'_, PyAny>, time: f64)
 
 /// Removes the timer that is due first.
 pub(super) fn pop<'py>(heap: &Bound<'py, PyList>) -> PyResult<Bound<'py, PyAny>> {
+    let handles = Handles::get(heap.py())?;
     let end = heap.len() - 1;
     let last = heap.get_item(end)?;
     heap.del_item(end)?;
@@ -27,14 +28,16 @@ pub(super) fn pop<'py>(heap: &Bound<'py, PyList>) -> PyResult<Bound<'py, PyAny>>
     let mut child = 1;
     while child < end {
         let right = child + 1;
-        if right < end && when(&heap.get_item(child)?)? >= when(&heap.get_item(right)?)? {
+        if right < end
+            && handles.when(&heap.get_item(child)?)? >= handles.when(&heap.get_item(right)?)?
+        {
             child = right;
         }
         heap.set_item(hole, heap.get_item(child)?)?;
         hole = child;
         child = 2 * hole + 1;
     }
-    let time = when(&last)?;
+    let time = handles.when(&last)?;
     sift_down(heap, 0, hole, last, time)?;
     Ok(first)
 }
@@ -47,10 +50,11 @@ fn sift_down(
     timer: Bound<'_, PyAny>,
     time: f64,
 ) -> PyResult<()> {
+    let handles = Handles::get(heap.py())?;
     while hole > start {
         let above = (hole - 1) / 2;
         let parent = heap.get_item(above)?;
-        if time >= when(&parent)? {
+        if time >= handles.when(&parent)? {
             break;
         }
         heap.set_item(hole, parent)?;

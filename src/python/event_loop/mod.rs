@@ -2,8 +2,10 @@
 //! standard loop's own queues, handles and selector, so everything else remains the standard loop's.
 
 mod fields;
+mod handle;
 mod heap;
 mod hub;
+mod object_slot;
 mod standard;
 mod window;
 
@@ -11,15 +13,16 @@ use std::ffi::c_int;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError, PySystemExit};
+use pyo3::exceptions::PyOSError;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyInt, PyList, PyTuple};
 
 use self::fields::Fields;
+use self::handle::Handles;
 pub(crate) use self::hub::ReadHub;
 use self::standard::Standard;
 pub(crate) use self::window::ReceiveWindow;
@@ -32,6 +35,7 @@ pub(crate) struct LoopCore {
     turns: Arc<Turns>,
     fields: Fields,
     polled: Mutex<Option<Polled>>,
+    clock: Mutex<Option<Clock>>,
     /// Reused to avoid allocations.
     events: Mutex<ReadyEvents>,
 }
@@ -44,6 +48,15 @@ struct Polled {
     epoll: Py<PyAny>,
     /// The selector's keys, by descriptor.
     keys: Py<PyDict>,
+}
+
+/// The time of the loop's clock when a turn began to run callbacks. Its clock is a method, which a
+/// program may replace, and which takes longer than the machine's.
+#[derive(Clone, Copy)]
+struct Clock {
+    turn: u64,
+    time: f64,
+    read_at: Instant,
 }
 
 /// From this many timers on, the standard loop checks whether to remove those that were cancelled.
@@ -69,6 +82,7 @@ impl LoopCore {
             turns: Arc::default(),
             fields: Fields::default(),
             polled: Mutex::default(),
+            clock: Mutex::default(),
             events: Mutex::default(),
         }
     }
@@ -104,13 +118,13 @@ impl LoopCore {
         context: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
-        let standard = Standard::get(py)?;
         if slf.get().is_checked() {
-            return slowly(standard.call_soon.bind(py), &[slf, callback], args, context);
+            let standard = Standard::get(py)?.call_soon.bind(py);
+            return slowly(standard, &[slf, callback], args, context);
         }
-        let handle = standard.handle(&standard.handle_class, slf, callback, args, context)?;
+        let handle = Handles::get(py)?.new_handle(slf, callback, args, context)?;
         let (ready, _) = slf.get().fields.queues(py)?;
-        ready.call_method1(intern!(py, "append"), (&handle,))?;
+        Standard::get(py)?.append(&ready, &handle)?;
         Ok(handle)
     }
 
@@ -128,7 +142,7 @@ impl LoopCore {
             let standard = Standard::get(py)?.call_later.bind(py);
             return slowly(standard, &[slf, delay, callback], args, context);
         }
-        let when = slf.call_method0(intern!(py, "time"))?.add(delay)?;
+        let when = Standard::get(py)?.time(slf)?.add(delay)?;
         slowly(&slf.getattr(intern!(py, "call_at"))?, &[&when, callback], args, context)
     }
 
@@ -142,54 +156,53 @@ impl LoopCore {
         context: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
-        let standard = Standard::get(py)?;
         let (_, scheduled) = slf.get().fields.queues(py)?;
         let (false, Ok(seconds), Ok(scheduled)) =
             (slf.get().is_checked(), when.extract::<f64>(), scheduled.cast::<PyList>())
         else {
-            return slowly(standard.call_at.bind(py), &[slf, when, callback], args, context);
+            let standard = Standard::get(py)?.call_at.bind(py);
+            return slowly(standard, &[slf, when, callback], args, context);
         };
-        let timer = standard.handle(&standard.timer_class, slf, callback, args, context)?;
-        timer.setattr(intern!(py, "_when"), when)?;
-        timer.setattr(intern!(py, "_scheduled"), true)?;
+        let timer = Handles::get(py)?.new_timer(when, slf, callback, args, context)?;
         heap::push(scheduled, timer.clone(), seconds)?;
         Ok(timer)
     }
 
     /// Call a function whenever a descriptor is readable, like the standard loop's method, which takes
     /// a `context` since Python 3.15.
-    #[pyo3(signature = (fd, callback, *args, **options))]
+    #[pyo3(signature = (fd, callback, *args, context=None))]
     fn _add_reader<'py>(
         slf: &Bound<'py, Self>,
         fd: &Bound<'py, PyAny>,
         callback: &Bound<'py, PyAny>,
         args: &Bound<'py, PyTuple>,
-        options: Option<&Bound<'py, PyDict>>,
+        context: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
         let standard = Standard::get(py)?;
-        let context = match options {
-            Some(options) => options.get_item(intern!(py, "context"))?,
-            None => None,
-        };
-        let others = options.map_or(0, PyDictMethods::len) - usize::from(context.is_some());
-        let context = context.filter(|context| !context.is_none());
-        if others == 0
-            && !slf.get().is_checked()
+        if !slf.get().is_checked()
             && fd.is_exact_instance_of::<PyInt>()
             && let Some((epoll, keys)) = slf.get().polling(py)?
             && !keys.contains(fd)?
         {
-            let class = &standard.handle_class;
-            let handle = standard.handle(class, slf, callback, args, context.as_ref())?;
+            let handle = Handles::get(py)?.new_handle(slf, callback, args, context)?;
             let key = standard.selector_key.bind(py);
             let key = key.call1((fd, fd, EVENT_READ, (&handle, py.None())))?;
             epoll.call_method1(intern!(py, "register"), (fd, libc::EPOLLIN))?;
             keys.set_item(fd, key)?;
             return Ok(handle);
         }
-        let all: Vec<_> = [slf, fd, callback].into_iter().chain(args.as_slice()).collect();
-        standard.add_reader.bind(py).call(PyTuple::new(py, all)?, options)
+        let add = standard.add_reader.bind(py);
+        let all = [slf, fd, callback];
+        match context {
+            // Before Python 3.15, the standard loop's method does not take one.
+            Some(context) if py.version_info() < (3, 15) => {
+                let run = context.getattr(intern!(py, "run"))?;
+                let callback: Vec<_> = std::iter::once(callback).chain(args.as_slice()).collect();
+                slowly(add, &[slf, fd, &run], &PyTuple::new(py, callback)?, None)
+            }
+            context => slowly(add, &all, args, context),
+        }
     }
 
     /// Stop watching a descriptor for data; return whether it was watched.
@@ -265,9 +278,19 @@ impl LoopCore {
         if scheduled.len()? == 0 {
             return Ok(LONGEST_DRAIN);
         }
-        let until = when(&scheduled.get_item(0)?)? - time(slf)?;
+        let when = Handles::get(slf.py())?.when(&scheduled.get_item(0)?)?;
+        let this_turn = *slf.get().clock();
+        let now = match this_turn.filter(|clock| clock.turn == slf.get().turns.count()) {
+            Some(clock) => clock.time + clock.read_at.elapsed().as_secs_f64(),
+            None => time(slf)?,
+        };
+        let until = when - now;
         let until = Duration::try_from_secs_f64(until.max(0.0)).unwrap_or(LONGEST_DRAIN);
         Ok(until.clamp(SOON, LONGEST_DRAIN))
+    }
+
+    fn clock(&self) -> MutexGuard<'_, Option<Clock>> {
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn polled(&self) -> MutexGuard<'_, Option<Polled>> {
@@ -299,7 +322,7 @@ impl LoopCore {
     fn queues<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Queues<'py>>> {
         let (py, this) = (slf.py(), slf.get());
         let Some((epoll, keys)) = this.polling(py)? else { return Ok(None) };
-        if this.is_checked() || !Standard::get(py)?.is_unchanged(py)? {
+        if this.is_checked() || !Handles::get(py)?.are_unchanged(py)? {
             return Ok(None);
         }
         let (ready, scheduled) = this.fields.queues(py)?;
@@ -315,13 +338,15 @@ impl LoopCore {
     /// those of descriptors, and those of timers.
     fn turn(slf: &Bound<'_, Self>, queues: &Queues<'_>) -> PyResult<()> {
         let Queues { ready, scheduled, .. } = queues;
+        let handles = Handles::get(slf.py())?;
         Self::drop_cancelled(slf, scheduled)?;
         let milliseconds = Self::patience(slf, queues)?;
         Self::poll(slf, queues, milliseconds)?;
         Self::take_due(slf, queues)?;
+        let standard = Standard::get(slf.py())?;
         for _ in 0..ready.len()? {
-            let handle = ready.call_method0(intern!(slf.py(), "popleft"))?;
-            run(&handle)?;
+            let handle = standard.pop_left(ready)?;
+            handles.run(&handle)?;
         }
         Ok(())
     }
@@ -329,9 +354,9 @@ impl LoopCore {
     /// Removes timers that were cancelled and would be the next.
     fn drop_cancelled(slf: &Bound<'_, Self>, scheduled: &Bound<'_, PyList>) -> PyResult<()> {
         let py = slf.py();
-        let mut dropped = 0;
-        while !scheduled.is_empty() && is_cancelled(&scheduled.get_item(0)?)? {
-            heap::pop(scheduled)?.setattr(intern!(py, "_scheduled"), false)?;
+        let (handles, mut dropped) = (Handles::get(py)?, 0);
+        while !scheduled.is_empty() && handles.is_cancelled(&scheduled.get_item(0)?)? {
+            handles.set_scheduled(&heap::pop(scheduled)?, false)?;
             dropped += 1;
         }
         if dropped > 0 {
@@ -350,7 +375,7 @@ impl LoopCore {
         if scheduled.is_empty() {
             return Ok(-1);
         }
-        let seconds = when(&scheduled.get_item(0)?)? - time(slf)?;
+        let seconds = Handles::get(slf.py())?.when(&scheduled.get_item(0)?)? - time(slf)?;
         Ok((seconds.clamp(0.0, LONGEST_WAIT) * 1e3).ceil() as c_int)
     }
 
@@ -365,7 +390,8 @@ impl LoopCore {
         let most = queues.keys.len().clamp(1, MOST_EVENTS);
         // Taken out, because a callback may run the loop.
         let mut events = std::mem::take(&mut *lock());
-        let waited = py.detach(|| events.wait(epoll, most, milliseconds));
+        let mut wait = || events.wait(epoll, most, milliseconds);
+        let waited = if milliseconds == 0 { wait() } else { py.detach(wait) };
         let queued = match waited {
             Ok(()) => events.found().try_for_each(|ready| Self::queue(slf, queues, ready)),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => py.check_signals(),
@@ -385,10 +411,10 @@ impl LoopCore {
             if handle.is_none() {
                 return Ok(());
             }
-            if is_cancelled(&handle)? {
+            if Handles::get(py)?.is_cancelled(&handle)? {
                 return slf.call_method1(remove, (key.get_item(0)?,)).map(drop);
             }
-            queues.ready.call_method1(intern!(py, "append"), (handle,)).map(drop)
+            Standard::get(py)?.append(&queues.ready, &handle)
         };
         if ready.events & !(libc::EPOLLOUT as u32) != 0 && wanted & EVENT_READ != 0 {
             queue(handles.get_item(0)?, intern!(py, "_remove_reader"))?;
@@ -406,14 +432,17 @@ impl LoopCore {
             return Ok(());
         }
         let py = slf.py();
+        let handles = Handles::get(py)?;
         let resolution: f64 = slf.getattr(intern!(py, "_clock_resolution"))?.extract()?;
         let now = time(slf)?;
+        let turn = slf.get().turns.count();
+        *slf.get().clock() = Some(Clock { turn, time: now, read_at: Instant::now() });
         // The clock's value may be so large that adding its resolution changes nothing.
         let end = now + resolution.max(now.next_up() - now);
-        while !scheduled.is_empty() && when(&scheduled.get_item(0)?)? < end {
+        while !scheduled.is_empty() && handles.when(&scheduled.get_item(0)?)? < end {
             let timer = heap::pop(scheduled)?;
-            timer.setattr(intern!(py, "_scheduled"), false)?;
-            ready.call_method1(intern!(py, "append"), (timer,))?;
+            handles.set_scheduled(&timer, false)?;
+            Standard::get(py)?.append(ready, &timer)?;
         }
         Ok(())
     }
@@ -428,53 +457,14 @@ fn slowly<'py>(
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = method.py();
     let all: Vec<_> = first.iter().copied().chain(args.as_slice()).collect();
+    let all = PyTuple::new(py, all)?;
+    let Some(context) = context else { return method.call1(all) };
     let keywords = PyDict::new(py);
     keywords.set_item(intern!(py, "context"), context)?;
-    method.call(PyTuple::new(py, all)?, Some(&keywords))
+    method.call(all, Some(&keywords))
 }
 
-/// Runs a handle, like its own method does.
-fn run(handle: &Bound<'_, PyAny>) -> PyResult<()> {
-    let py = handle.py();
-    if is_cancelled(handle)? {
-        return Ok(());
-    }
-    let standard = Standard::get(py)?;
-    if !standard.is_plain(handle) {
-        return handle.call_method0(intern!(py, "_run")).map(drop);
-    }
-    let context = handle.getattr(intern!(py, "_context"))?;
-    let callback = handle.getattr(intern!(py, "_callback"))?;
-    let Ok(args) = handle.getattr(intern!(py, "_args"))?.cast_into::<PyTuple>() else {
-        return handle.call_method0(intern!(py, "_run")).map(drop);
-    };
-    let run = intern!(py, "run");
-    let result = match args.as_slice() {
-        [] => context.call_method1(run, (callback,)),
-        [one] => context.call_method1(run, (callback, one)),
-        [one, two] => context.call_method1(run, (callback, one, two)),
-        more => {
-            let all = std::iter::once(&callback).chain(more);
-            context.call_method1(run, PyTuple::new(py, all.collect::<Vec<_>>())?)
-        }
-    };
-    let Err(error) = result else { return Ok(()) };
-    let ends_loop =
-        error.is_instance_of::<PySystemExit>(py) || error.is_instance_of::<PyKeyboardInterrupt>(py);
-    if ends_loop {
-        return Err(error);
-    }
-    standard.report.bind(py).call1((handle, error)).map(drop)
-}
-
-fn is_cancelled(handle: &Bound<'_, PyAny>) -> PyResult<bool> {
-    handle.getattr(intern!(handle.py(), "_cancelled"))?.is_truthy()
-}
-
-fn when(timer: &Bound<'_, PyAny>) -> PyResult<f64> {
-    timer.getattr(intern!(timer.py(), "_when"))?.extract()
-}
-
+/// The time of the loop's clock, in seconds.
 fn time(event_loop: &Bound<'_, LoopCore>) -> PyResult<f64> {
-    event_loop.call_method0(intern!(event_loop.py(), "time"))?.extract()
+    Standard::get(event_loop.py())?.time(event_loop)?.extract()
 }

@@ -127,7 +127,8 @@ impl TransportCore {
         let turns = event_loop.bind(py).cast::<LoopCore>().ok();
         let turns = turns.map(|event_loop| event_loop.get().turns().clone());
         let options_before = socket.get().socket()?.held_options();
-        let may_be_referred_to = socket.hasattr(intern!(py, "__dict__"))?;
+        let has_attributes = socket.get_type().getattr(intern!(py, "__dictoffset__"))?;
+        let may_be_referred_to = has_attributes.is_truthy()?;
         let links = Links { event_loop, transport, act, protocol: py.None() };
         // Last, so that a socket's options change only if its transport exists and restores them.
         if is_shared {
@@ -168,11 +169,8 @@ impl TransportCore {
         })
     }
 
-    /// Set the protocol that datagrams are delivered to.
-    fn set_protocol(&self, protocol: &Bound<'_, PyAny>) -> PyResult<()> {
-        let py = protocol.py();
-        // Looked up on the type, not on the instance: some protocols have every attribute.
-        let takes_batches = protocol.get_type().hasattr(intern!(py, "datagrams_received"))?;
+    /// Set the protocol that datagrams are delivered to, one by one or in batches.
+    fn set_protocol(&self, protocol: &Bound<'_, PyAny>, takes_batches: bool) {
         let old = self
             .links()
             .as_mut()
@@ -180,7 +178,6 @@ impl TransportCore {
         self.takes_batches.store(takes_batches, Ordering::Relaxed);
         self.protocol_version.fetch_add(1, Ordering::Relaxed);
         drop(old); // this may run code, so the lock must be free
-        Ok(())
     }
 
     /// From now on, `sendto` raises the caller's own mistakes instead of telling the protocol.
