@@ -39,14 +39,14 @@ const MOST_PROXIED: usize = 1 << 15;
 const GROWTH: usize = 8;
 
 impl ReplySources {
-    /// Creates the table for a socket. If the sources can differ, makes the kernel report them.
-    pub fn of(socket: &Socket) -> Self {
-        let is_bound_to_all = socket
-            .local_address()
-            .is_ok_and(|address| address.ip().is_some_and(|ip| ip.ip().is_unspecified()));
-        let is_on = is_bound_to_all
-            && socket.peer_address().is_err() // it is not connected
-            && socket.request_destination().is_ok();
+    /// Creates the table for a socket, which is connected or not. If the sources can differ, makes
+    /// the kernel report them.
+    pub fn of(socket: &Socket, is_connected: bool) -> Self {
+        let is_bound_to_all = || {
+            let address = socket.local_address();
+            address.is_ok_and(|address| address.ip().is_some_and(|ip| ip.ip().is_unspecified()))
+        };
+        let is_on = !is_connected && is_bound_to_all() && socket.request_destination().is_ok();
         Self { is_on: AtomicBool::new(is_on), ..Self::default() }
     }
 
@@ -281,7 +281,7 @@ mod tests {
             }
             // SAFETY: the descriptor is given away.
             let socket = unsafe { Socket::adopt(socket.into_raw_fd(), None, None, None) }.unwrap();
-            ReplySources::of(&socket).is_on.into_inner()
+            ReplySources::of(&socket, connects).is_on.into_inner()
         };
         assert!(is_on("0.0.0.0:0", false));
         assert!(!is_on("0.0.0.0:0", true));

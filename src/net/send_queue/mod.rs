@@ -229,8 +229,10 @@ impl<'a> SendQueue<'a> {
         joining: Joining,
         budget: Option<&impl Budget>,
     ) -> io::Result<Sent> {
-        // With MSG_MORE the kernel joins the following datagrams to one that is still open.
-        let limits = if flags & libc::MSG_MORE == 0 { gso.limits(fd) } else { Limits::NO_RUNS };
+        // With MSG_MORE the kernel joins the following datagrams to one that is still open. A socket
+        // that only ever sends one at a time is not asked for its limits.
+        let has_run = flags & libc::MSG_MORE == 0 && self.len() > 1;
+        let limits = if has_run { gso.limits(fd) } else { Limits::NO_RUNS };
         if joining.to_open {
             // The kernel would ignore the segment size of the run.
             self.alone_until = self.alone_until.max(self.next + 1);

@@ -122,9 +122,10 @@ impl ServerCore {
         } else if takes == Takes::Timed {
             inner.request_timestamp()?;
         }
+        let is_connected = inner.peer_address().is_ok();
         Ok(Self {
-            reply_sources: ReplySources::of(inner),
-            is_connected: inner.peer_address().is_ok(),
+            reply_sources: ReplySources::of(inner, is_connected),
+            is_connected,
             largest: replies::largest(inner.family()),
             socket: socket.clone().unbind(),
             handler,

@@ -138,7 +138,7 @@ impl TransportCore {
                 return Err(error.into());
             }
         }
-        let reply_sources = ReplySources::of(socket.get().socket()?);
+        let reply_sources = ReplySources::of(socket.get().socket()?, is_connected);
         Ok(Self {
             socket: socket.clone().unbind(),
             may_be_referred_to,

@@ -150,9 +150,11 @@ impl TransportCore {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     this.gro.note(socket, 0, false);
-                    // The socket was readable, but had no datagram: it was the error queue, or a
-                    // datagram that was dropped for its checksum.
-                    Self::tell_errors(slf)?;
+                    if pace.delivered() == 0 {
+                        // The socket was readable, but had no datagram: it was the error queue, or a
+                        // datagram that was dropped for its checksum.
+                        Self::tell_errors(slf)?;
+                    }
                     break;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
