@@ -398,6 +398,52 @@ def test_replaced_clock_of_the_standard_loop_is_read(loop, monkeypatch, base):
     assert loop.call_later(1, print).when() == 8.0
 
 
+def test_clock_that_was_replaced_before_the_first_loop_is_read():
+    program = """
+import asyncio, time
+import tomada.asyncio
+real = time.monotonic
+asyncio.SelectorEventLoop.time = lambda self: real()
+time.monotonic = lambda: 5.0
+tomada.asyncio.run(asyncio.sleep(0.01), loop="asyncio")
+loop = tomada.asyncio.EventLoop()
+print(loop.call_later(0, print).when() != 5.0)
+del asyncio.SelectorEventLoop.time
+print(loop.call_later(0, print).when())
+class Module:
+    monotonic = staticmethod(lambda: 6.0)
+asyncio.base_events.time = Module
+print(loop.call_later(0, print).when())
+loop.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == ["True", "5.0", "6.0"]
+
+
+def test_watch_of_a_method_without_a_context_is_called():
+    class Watching(tomada.asyncio.EventLoop):
+        watched = 0
+
+        def _add_reader(self, fd, callback, *args):
+            self.watched += 1
+            return super()._add_reader(fd, callback, *args)
+
+    async def hear_one():
+        loop = asyncio.get_running_loop()
+        transport, protocol = await loop.create_datagram_endpoint(
+            Recorder, local_addr=("127.0.0.1", 0)
+        )
+        transport.sendto(b"heard", transport.get_extra_info("sockname"))
+        assert await protocol.received(1) == [b"heard"]
+        transport.close()
+
+    with asyncio.Runner(loop_factory=Watching) as runner:
+        runner.run(hear_one())
+        assert runner.get_loop().watched
+
+
 def test_clock_of_another_base_class_is_read():
     class Other(asyncio.SelectorEventLoop):
         def time(self):

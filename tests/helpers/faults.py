@@ -35,7 +35,7 @@ CALLS = (
 # The calls that tomada receives and sends with, depending on the number of messages, and on whether
 # they have control messages.
 GROUPS = {
-    "receive": ("recvmmsg", "recvmsg", "recvfrom"),
+    "receive": ("recvmmsg", "recvmsg"),
     "send": ("sendmmsg", "sendmsg", "sendto"),
 }
 

@@ -64,7 +64,7 @@ class Proxied(Lane):
                 time.sleep(PAUSE)
             settle(lambda: explained(Refused.of(server.stats())), sent)
             stats = server.stats()
-            account = Account.of(sent, Refused.of(stats), singly=sent)
+            account = Account.of(sent, Refused.of(stats))
         # Of four datagrams, one is malformed and one not trusted.
         quarter = sent / 4
         both = stats.proxy_malformed, stats.proxy_untrusted

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 # Saved, because some programs replace it with another class.
 StandardLoop = asyncio.SelectorEventLoop
+standard_time = asyncio.BaseEventLoop.time
 
 
 class _Raising:

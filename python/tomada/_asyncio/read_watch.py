@@ -33,7 +33,8 @@ class ReadWatch:
         self._fd = fd
         self._loop: Any = loop
         self._is_direct = isinstance(loop, asyncio.SelectorEventLoop)
-        self._takes_context = isinstance(loop, _core.LoopCore)
+        # A subclass may replace the method by one that does not take a context.
+        self._takes_context = getattr(type(loop), "_add_reader", None) is _core.LoopCore._add_reader
         # A selector loop polls for events before it runs the tasks that the previous events woke.
         # So the first event after a wake-up is about the same datagram, which the task has received
         # by the time the callback runs.

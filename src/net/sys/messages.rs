@@ -208,8 +208,7 @@ impl RecvMessages {
         self.dirty = count;
         let flags = flags | libc::MSG_DONTWAIT;
         let received = match &mut self.headers[..count] {
-            [header] if wants_control => receive_one(fd, header, flags),
-            [header] => receive_payload(fd, header, flags),
+            [header] => receive_one(fd, header, flags),
             headers => {
                 // The pointers: the headers point to memory that `self` owns, of the given lengths.
                 // There is no timeout, because the kernel checks it only between messages.
@@ -249,25 +248,6 @@ impl RecvMessages {
 fn receive_one(fd: BorrowedFd<'_>, header: &mut libc::mmsghdr, flags: c_int) -> io::Result<usize> {
     // The pointers: as for recvmmsg.
     header.msg_len = syscall!(recvmsg(fd.as_raw_fd(), &raw mut header.msg_hdr, flags))? as _;
-    Ok(1)
-}
-
-/// Receives one message without its control messages, in still less time: `recvfrom(2)`.
-fn receive_payload(
-    fd: BorrowedFd<'_>,
-    header: &mut libc::mmsghdr,
-    flags: c_int,
-) -> io::Result<usize> {
-    let libc::mmsghdr { msg_hdr: header, msg_len } = header;
-    // SAFETY: a header has one buffer, and nobody writes to its description.
-    let libc::iovec { iov_base: start, iov_len: capacity } = unsafe { *header.msg_iov };
-    let (name, name_len) = (header.msg_name.cast(), &raw mut header.msg_namelen);
-    // With MSG_TRUNC, it returns the length of the whole datagram.
-    let flags = flags | libc::MSG_TRUNC;
-    // The pointers: as for recvmmsg.
-    let len = syscall!(recvfrom(fd.as_raw_fd(), start, capacity, flags, name, name_len))? as usize;
-    header.msg_flags = if len > capacity { libc::MSG_TRUNC } else { 0 };
-    *msg_len = len.min(capacity) as _;
     Ok(1)
 }
 

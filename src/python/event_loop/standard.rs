@@ -20,7 +20,10 @@ pub(super) struct Standard {
     /// The function that is the standard loop's method `time`, and the class of bound methods.
     read_time: Py<PyAny>,
     method_class: Py<PyAny>,
-    /// The names in the module `time`, among which a program may replace `monotonic`.
+    /// The names that this function uses, and the module `time` with its names. A program may
+    /// replace the module, or `monotonic` in it.
+    names: Py<PyDict>,
+    clock_module: Py<PyModule>,
     clocks: Py<PyDict>,
     deque: Py<PyAny>,
     // The methods of `collections.deque`.
@@ -34,7 +37,12 @@ impl Standard {
         STANDARD.get_or_try_init(py, || {
             let base = py.import("asyncio.base_events")?.getattr("BaseEventLoop")?;
             let method = |name| PyResult::Ok(base.getattr(name)?.unbind());
-            let selects = py.import("tomada._asyncio.handles")?.getattr("StandardLoop")?;
+            // Saved there when it was imported: a program may have replaced them since.
+            let saved = py.import("tomada._asyncio.handles")?;
+            let (selects, read_time) =
+                (saved.getattr("StandardLoop")?, saved.getattr("standard_time")?);
+            let names = read_time.getattr("__globals__")?.cast_into()?.unbind();
+            let clocks = py.import("time")?;
             let deque = py.import("collections")?.getattr("deque")?;
             Ok(Self {
                 run_once: method("_run_once")?,
@@ -43,12 +51,14 @@ impl Standard {
                 call_later: method("call_later")?,
                 add_reader: selects.getattr("_add_reader")?.unbind(),
                 remove_reader: selects.getattr("_remove_reader")?.unbind(),
-                read_time: selects.getattr("time")?.unbind(),
+                read_time: read_time.unbind(),
                 method_class: py.import("types")?.getattr("MethodType")?.unbind(),
                 selector_key: py.import("selectors")?.getattr("SelectorKey")?.unbind(),
                 append: deque.getattr("append")?.unbind(),
                 pop_left: deque.getattr("popleft")?.unbind(),
-                clocks: py.import("time")?.dict().unbind(),
+                names,
+                clocks: clocks.dict().unbind(),
+                clock_module: clocks.unbind(),
                 deque: deque.unbind(),
             })
         })
@@ -63,7 +73,8 @@ impl Standard {
         let py = event_loop.py();
         let method = event_loop.getattr(intern!(py, "time"))?;
         let is_standard = method.get_type().is(&self.method_class)
-            && method.getattr(intern!(py, "__func__"))?.is(&self.read_time);
+            && method.getattr(intern!(py, "__func__"))?.is(&self.read_time)
+            && self.names.bind(py).as_any().get_item(intern!(py, "time"))?.is(&self.clock_module);
         if is_standard {
             self.clocks.bind(py).as_any().get_item(intern!(py, "monotonic"))?.call0()
         } else {
