@@ -422,6 +422,24 @@ loop.close()
     assert done.stdout.split() == ["True", "5.0", "6.0"]
 
 
+def test_run_method_that_was_replaced_before_the_first_loop_is_called():
+    program = """
+import asyncio
+import tomada.asyncio
+original, called = asyncio.Handle._run, []
+def run(handle):
+    called.append(handle)
+    original(handle)
+asyncio.Handle._run = run
+tomada.asyncio.run(asyncio.sleep(0), loop="asyncio")
+print(bool(called))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "True\n"
+
+
 def test_watch_of_a_method_without_a_context_is_called():
     class Watching(tomada.asyncio.EventLoop):
         watched = 0

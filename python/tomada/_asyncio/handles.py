@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any, NoReturn
 
-# Saved, because some programs replace it with another class.
+# Saved, because some programs replace them.
 StandardLoop = asyncio.SelectorEventLoop
 standard_time = asyncio.BaseEventLoop.time
+run_handle = asyncio.Handle._run
 
 
 class _Raising:

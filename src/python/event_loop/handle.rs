@@ -32,13 +32,15 @@ impl Handles {
         static HANDLES: PyOnceLock<Handles> = PyOnceLock::new();
         HANDLES.get_or_try_init(py, || {
             let events = py.import("asyncio.events")?;
+            let saved = py.import("tomada._asyncio.handles")?;
             let handle = events.getattr("Handle")?.cast_into::<PyType>()?;
             let timer = events.getattr("TimerHandle")?.cast_into::<PyType>()?;
             let of_all = |name| ObjectSlot::new(&handle, &timer, name);
             let of_timers = |name| ObjectSlot::new(&timer, &timer, name);
             Ok(Self {
-                run: handle.getattr("_run")?.unbind(),
-                report: py.import("tomada._asyncio.handles")?.getattr("report")?.unbind(),
+                // Saved when it was imported: a program may have replaced the method since.
+                run: saved.getattr("run_handle")?.unbind(),
+                report: saved.getattr("report")?.unbind(),
                 callback: of_all("_callback")?,
                 args: of_all("_args")?,
                 cancelled: of_all("_cancelled")?,
