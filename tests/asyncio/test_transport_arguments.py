@@ -134,7 +134,7 @@ def test_valid_arguments_make_the_same_socket(assert_same, arguments, speaks_ipv
 REFUSED = {
     "nothing": ({}, ValueError),
     "a family without a value": ({"local_addr": ("127.0.0.1", 0), "family": None}, TypeError),
-    "a socket that is none": ({"family": std.AF_INET, "sock": False}, AttributeError),
+    "False instead of a socket": ({"family": std.AF_INET, "sock": False}, AttributeError),
     "a protocol of another kind": ({"family": std.AF_INET, "proto": std.IPPROTO_TCP}, OSError),
     "an address that is not a pair": ({"local_addr": "127.0.0.1"}, TypeError),
     "a pair too long": ({"local_addr": ("127.0.0.1", 0, 0)}, TypeError),

@@ -18,7 +18,7 @@ from tomada._proxy_header import header_for
 PROXY, STRANGER = "127.0.0.8", "127.0.0.9"
 CLIENT = ("192.0.2.1", 1234)
 MANY = 50
-# How long a sender pauses after each MANY, in seconds.
+# How long the senders pause after MANY datagrams of each kind, in seconds.
 PAUSE = 0.005
 
 

@@ -43,9 +43,8 @@ def open_directly(
         if local is not remote:  # otherwise, both are None
             proto = _std.IPPROTO_UDP
         return _open(family, proto, local, remote)
-    except Exception:  # noqa: BLE001, S110 - the standard library's code raises it again
-        pass
-    return None
+    except Exception:  # noqa: BLE001 - the standard library's code raises it again
+        return None
 
 
 async def look_up(

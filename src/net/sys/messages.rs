@@ -211,7 +211,7 @@ impl RecvMessages {
             [header] => receive_one(fd, header, flags),
             headers => {
                 // The pointers: the headers point to memory that `self` owns, of the given lengths.
-                // There is no timeout, because the kernel checks it only between messages.
+                // It gets no timeout, because the kernel checks that only between messages.
                 let (headers, no_time) = (headers.as_mut_ptr(), ptr::null_mut());
                 syscall!(recvmmsg(fd.as_raw_fd(), headers, count as _, flags as _, no_time))
                     .map(|messages| messages as usize)

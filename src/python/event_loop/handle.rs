@@ -2,7 +2,7 @@
 
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyTuple, PyType};
+use pyo3::types::{PyBool, PyTuple, PyType};
 use pyo3::{ffi, intern, prelude::*};
 
 use super::LoopCore;
@@ -157,7 +157,7 @@ impl Handles {
 }
 
 fn truth(py: Python<'_>, value: bool) -> Bound<'_, PyAny> {
-    pyo3::types::PyBool::new(py, value).to_owned().into_any()
+    PyBool::new(py, value).to_owned().into_any()
 }
 
 /// Calls a function in a context, like `Context.run`.
